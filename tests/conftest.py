@@ -1,0 +1,78 @@
+"""What tests share: small networks with random parameters, and fast compilation.
+
+Nearly all the time of these tests goes into compiling. So XLA's optimisations are off, what is compiled is kept from
+run to run, and parameters are drawn by NumPy rather than by an initialiser that has to be compiled.
+"""
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+ROOT = Path(__file__).parents[1]
+
+# The environment, and before JAX is imported, because programs that tests start inherit it.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'jax'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+sys.path.insert(0, str(ROOT))  # `configs` is a folder of the repository, not of the installed package
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from walt.denoiser.walt import Walt
+from walt.tokenizer.autoencoder import Tokenizer
+
+
+def random_parameters(module: nn.Module, *args, method=None, scale: float = 0.3, seed: int = 0):
+    """Parameters of `module` for inputs `args`, all of them normal numbers, also those that start as 0 or 1."""
+    key = jax.random.key(0)
+    _, variables = jax.eval_shape(lambda: module.init_with_output(key, *args, method=method))
+    shapes = nn.unbox(variables)['params']
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+
+
+@pytest.fixture(scope='session', name='random_parameters')
+def random_parameters_fixture():
+    return random_parameters
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope='session')
+def small_tokenizer():
+    """`module` with strides of 4 in time and in space, `params`, and jitted `encode`, `decode` (params, array)."""
+    module = Tokenizer(
+        channels=4,
+        multipliers=(1, 1, 2),
+        blocks=(0, 1, 1),
+        middle_blocks=0,
+        spatial_strides=(2, 2),
+        temporal_strides=(2, 2),
+        latent_channels=3,
+        groups=2,
+    )
+    params = random_parameters(module, jnp.zeros((1, 5, 8, 8, 3)))
+    encode, decode = (
+        jax.jit(lambda params, x, method=method: module.apply({'params': params}, x, method=method))
+        for method in ('encode', 'decode')
+    )
+    return SimpleNamespace(module=module, params=params, encode=encode, decode=decode)
+
+
+@pytest.fixture(scope='session')
+def small_denoiser():
+    """`module` of two blocks for the latents that `small_tokenizer` makes of 5x16x16 clips, `params`, jitted `apply`."""
+    module = Walt(latent_shape=(2, 4, 4, 3), classes=10, width=8, depth=4, heads=2, spatiotemporal_window=(2, 2))
+    z = jnp.zeros((1, *module.latent_shape))
+    params = random_parameters(module, z, jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32), 'estimate': z})
+    apply = jax.jit(lambda params, z, t_B, cond: module.apply({'params': params}, z, t_B, cond))
+    return SimpleNamespace(module=module, params=params, apply=apply)

@@ -1,0 +1,134 @@
+"""Batches: every element once an epoch, shared among processes, resumed exactly; and arrays on disk."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from walt.data.arrays import Arrays
+from walt.data.moving_digits import MovingDigits
+from walt.data.pipeline import batches, epoch
+
+
+def numbers(length):
+    return Arrays({'n': np.arange(length), 'twice': 2 * np.arange(length)})
+
+
+def drawn(dataset, count=None):
+    """The numbers in `count` batches, one list."""
+    return [int(n) for batch in itertools.islice(dataset, count) for n in batch['n']]
+
+
+def test_batches_stack_the_keys_asked_for():
+    batch = next(iter(batches(MovingDigits('train', frames=3), 4, keys=('video', 'label', 'caption'))))
+    assert batch['video'].shape == (4, 3, 32, 32, 3) and batch['video'].dtype == np.uint8
+    assert batch['label'].shape == (4,) and batch['label'].dtype == np.int32
+    assert batch['caption'].shape == (4,) and batch['caption'][0].startswith('the digit ')
+    assert set(next(iter(batches(numbers(4), 4, keys=('twice',))))) == {'twice'}
+
+
+def test_each_epoch_has_every_element_once_in_a_new_order():
+    first, second = np.split(np.array(drawn(batches(numbers(12), 4, keys=('n',)), 6)), 2)
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert first.tolist() != second.tolist() and first.tolist() != list(range(12))
+
+
+def test_order_depends_on_the_seed_alone():
+    def order(seed, threads):
+        return drawn(batches(numbers(20), 4, keys=('n',), seed=seed, threads=threads), 5)
+
+    assert order(0, 0) == order(0, 1) == order(0, 3) != order(1, 0)
+
+
+def test_without_shuffle_the_order_is_the_source_order():
+    assert drawn(batches(numbers(6), 2, keys=('n',), shuffle=False), 4) == [0, 1, 2, 3, 4, 5, 0, 1]
+
+
+@pytest.mark.parametrize('length', [12, 13])
+def test_processes_share_one_order_without_overlap(length):
+    shared = {'keys': ('n',), 'seed': 3}
+    alone = drawn(batches(numbers(length), 6, **shared), 8)
+    parts = [drawn(batches(numbers(length), 2, process_index=p, process_count=3, **shared), 8) for p in range(3)]
+    assert [n for row in zip(*parts) for n in row] == alone
+
+
+@pytest.mark.parametrize('threads', [0, 3])
+def test_restored_iterator_gives_the_batches_that_were_to_come(threads):
+    dataset = batches(numbers(10), 3, keys=('n',), threads=threads)
+    iterator = iter(dataset)
+    drawn(iterator, 3)
+    state = iterator.get_state()
+    expected = drawn(iterator, 2)
+    iterator.set_state(state)
+    assert drawn(iterator, 2) == expected
+    fresh = iter(dataset)
+    fresh.set_state(state)
+    assert drawn(fresh, 2) == expected
+
+
+def test_one_pass_gives_every_process_the_same_number_of_full_batches():
+    shared = {'keys': ('n',), 'repeat': False, 'process_count': 2}
+    parts = [list(batches(numbers(23), 4, process_index=p, **shared)) for p in range(2)]
+    assert [[len(batch['n']) for batch in part] for part in parts] == [[4, 4], [4, 4]]
+    assert len({int(n) for part in parts for batch in part for n in batch['n']}) == 16
+
+
+def test_source_shorter_than_a_batch_is_named_unless_it_repeats():
+    with pytest.raises(ValueError, match=r'3 elements .* 4'):
+        batches(numbers(3), 4, keys=('n',), repeat=False)
+    assert len(drawn(batches(numbers(3), 4, keys=('n',)), 2)) == 8
+
+
+def test_epoch_leaves_nothing_out():
+    assert [batch['n'].tolist() for batch in epoch(numbers(5), 2, keys=('n',))] == [[0, 1], [2, 3], [4]]
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match=r"\('n', 'label'\) .* \('n', 'twice'\)"):
+        batches(numbers(4), 2, keys=('n', 'label'))
+    with pytest.raises(ValueError, match=r'2 .* 2 processes'):
+        batches(numbers(4), 2, keys=('n',), process_index=2, process_count=2)
+    with pytest.raises(ValueError, match='no elements'):
+        epoch(numbers(0), 2, keys=('n',))
+
+
+def test_saved_arrays_load_as_they_were(tmp_path):
+    z = np.random.default_rng(0).normal(size=(6, 2, 4, 4, 3)).astype(np.float32)
+    Arrays({'z': z, 'label': np.arange(6, dtype=np.int32)}).save(tmp_path / 'deep' / 'latents')
+    loaded = Arrays.load(tmp_path / 'deep' / 'latents')
+    assert isinstance(loaded.arrays['z'], np.memmap)
+    assert len(loaded) == 6 and loaded[4]['label'] == 4 and loaded[4]['label'].dtype == np.int32
+    np.testing.assert_array_equal(np.stack([row['z'] for row in loaded]), z)
+    assert next(iter(batches(loaded, 2, keys=('z', 'label'))))['z'].shape == (2, 2, 4, 4, 3)
+
+
+def test_half_written_folder_is_never_taken_for_a_whole_one(tmp_path, monkeypatch):
+    save, saved = np.save, []
+
+    def save_once(*args, **kwargs):
+        if saved:
+            raise OSError('disk full')
+        saved.append(save(*args, **kwargs))
+
+    monkeypatch.setattr(np, 'save', save_once)
+    with pytest.raises(OSError, match='disk full'):
+        numbers(3).save(tmp_path / 'latents')
+    assert saved and not (tmp_path / 'latents').exists()
+    monkeypatch.undo()
+    numbers(3).save(tmp_path / 'latents')
+    assert len(Arrays.load(tmp_path / 'latents')) == 3
+
+
+def test_save_never_overwrites(tmp_path):
+    numbers(3).save(tmp_path / 'latents')
+    with pytest.raises(FileExistsError, match='latents'):
+        numbers(4).save(tmp_path / 'latents')
+
+
+def test_arrays_that_do_not_fit_are_named(tmp_path):
+    with pytest.raises(ValueError, match="'z': 3, 'label': 4"):
+        Arrays({'z': np.zeros(3), 'label': np.zeros(4)})
+    with pytest.raises(ValueError, match='object'):
+        Arrays({'caption': np.array(['a', 'bc'], object)})
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        Arrays.load(tmp_path / 'nowhere')

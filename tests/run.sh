@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Installs, lints and runs all tests. Arguments go to pytest: ./tests/run.sh -m slow
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+./launch/install.sh test
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/shellcheck launch/*.sh tests/run.sh .ci/run
+.venv/bin/python -m pytest "$@"

@@ -1,0 +1,175 @@
+"""Configuration -> objects. The only reader of configurations.
+
+A section's `name` picks from a table below; the rest of the section are that constructor's keyword arguments. So a key
+is documented where its class is, and `grep` for a key of a config finds the field that takes it. Names that are not in
+a table and keys that no constructor takes are errors that list the choices.
+"""
+
+import inspect
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import config_flags
+
+from walt.data.moving_digits import MovingDigits
+from walt.data.video_folder import VideoFolder
+from walt.denoiser.walt import Walt
+from walt.diffusion.loss import DenoisingLoss
+from walt.diffusion.schedules import ContinuousLinear, DiscreteLinear, Schedule
+from walt.diffusion.steppers import Ddim
+from walt.generation.stage import Stage
+from walt.parallel.rules import replicated
+from walt.precision import compute_dtype
+from walt.tokenizer.autoencoder import Tokenizer
+from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
+from walt.training.checkpoints import restore_ema, saved_config
+from walt.training.optimizer import adamw
+from walt.training.state import abstract_params
+
+SOURCES = {'moving_digits': MovingDigits, 'video_folder': VideoFolder}
+TOKENIZERS = {'causal_cnn': Tokenizer}
+DENOISERS = {'walt': Walt}
+SCHEDULES = {'discrete_linear': DiscreteLinear, 'continuous_linear': ContinuousLinear}
+STEPPERS = {'ddim': Ddim}
+OPTIMIZERS = {'adamw': adamw}
+
+_RUN_KEYS = {'seed', 'batch_size', 'steps', 'data', 'tokenizer', 'optimizer', 'ema_decay', 'dtype', 'mesh'}
+_RUN_KEYS |= {'log_every', 'checkpoint_every', 'validate_every', 'validation_batches'}
+TOKENIZER_KEYS = _RUN_KEYS | {'losses', 'latent_norm_batches'}
+DENOISER_KEYS = _RUN_KEYS - {'tokenizer'} | {'tokenizer_dir', 'cache_latents', 'denoiser', 'schedule', 'loss'}
+DENOISER_KEYS |= {'label_dropout', 'sampler'}
+
+
+def config_flag():
+    """Defines `--config=configs/NAME.py[:smoke]` with overrides `--config.section.key=value`; unknown keys fail."""
+    return config_flags.DEFINE_config_file('config', lock_config=True)
+
+
+def check_keys(config: Mapping[str, Any], keys: set[str]) -> None:
+    """Raises `ValueError` if the configuration lacks one of `keys` or has another."""
+    missing, unknown = sorted(keys - set(config)), sorted(set(config) - keys)
+    if missing or unknown:
+        raise ValueError(f'configuration keys missing: {missing}, unknown: {unknown}; it has {sorted(keys)}')
+
+
+def construct(kind: str, section: Mapping[str, Any], choices: Mapping[str, Callable], **given: Any) -> Any:
+    """Calls `choices[section['name']]` with the rest of the section and what the program itself gives.
+
+    Raises:
+        ValueError: on an unknown name or key, with the choices, and where a key is missing or given twice.
+    """
+    keys = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
+    name = keys.pop('name', None)
+    if name not in choices:
+        raise ValueError(f'unknown {kind} {name!r}; choices: {sorted(choices)}')
+    parameters = inspect.signature(choices[name]).parameters
+    settable = set(parameters) - set(given) - {'name', 'parent'}  # the last two are Linen's own
+    unknown = sorted(set(keys) - settable)
+    if unknown:
+        raise ValueError(f'unknown keys {unknown} in {kind} {name!r}; choices: {sorted(settable)}')
+    missing = sorted(key for key in settable - set(keys) if parameters[key].default is inspect.Parameter.empty)
+    if missing:
+        raise ValueError(f'{kind} {name!r} needs {missing}')
+    return choices[name](**keys, **given)
+
+
+def source(section: Mapping[str, Any], split: str):
+    """The data set of a section; `split` is 'train' or 'validation'."""
+    return construct('data', section, SOURCES, split=split)
+
+
+def tokenizer(section: Mapping[str, Any], dtype: str) -> Tokenizer:
+    return construct('tokenizer', section, TOKENIZERS, dtype=compute_dtype(dtype))
+
+
+def denoiser(section: Mapping[str, Any], dtype: str) -> Walt:
+    return construct('denoiser', section, DENOISERS, dtype=compute_dtype(dtype))
+
+
+def schedule(section: Mapping[str, Any]) -> Schedule:
+    return construct('schedule', section, SCHEDULES)
+
+
+def loss(section: Mapping[str, Any], schedule: Schedule) -> DenoisingLoss:
+    return construct('loss', {'name': 'denoising', **section}, {'denoising': DenoisingLoss}, schedule=schedule)
+
+
+def sampler(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Stage` that say how it samples: `stepper` (by name, with its keys), `steps` and `guidance`."""
+    rest = {key: value for key, value in section.items() if key not in ('steps', 'guidance')}
+    if len(section) - len(rest) < 2:
+        raise ValueError(f"sampler needs 'steps' and 'guidance', it has {sorted(section)}")
+    return {
+        'stepper': construct('sampler', rest, STEPPERS),
+        'steps': section['steps'],
+        'guidance': section['guidance'],
+    }
+
+
+def optimizer(section: Mapping[str, Any], steps: int):
+    return construct('optimizer', section, OPTIMIZERS, steps=steps)
+
+
+def own_tokenizer(workdir: str) -> str:
+    """Where a denoiser's workdir keeps a copy of the tokenizer that it was trained on."""
+    return os.path.join(workdir, 'tokenizer')
+
+
+def init_tokenizer(module: Tokenizer, video_shape: tuple[int, ...]) -> Callable[[jax.Array], Any]:
+    """key -> variables, for clips of (T, H, W, C)."""
+    return lambda key: module.init(key, jnp.zeros((1, *video_shape)))
+
+
+def init_denoiser(module: Walt) -> Callable[[jax.Array], Any]:
+    """key -> variables."""
+    z = jnp.zeros((1, *module.latent_shape))
+    return lambda key: module.init(key, z, jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32), 'estimate': z})
+
+
+def restore_tokenizer(workdir: str, mesh: Mesh, step: int | None = None) -> tuple[FrozenTokenizer, dict[str, Any], int]:
+    """The trained tokenizer in `workdir`: (averaged parameters and latent norm, its configuration, step)."""
+    config = saved_config(workdir, step)
+    module = tokenizer(config['tokenizer'], config['dtype'])
+    pixels = (1, *[math.prod(module.spatial_strides)] * 2, module.pixel_channels)
+    norm = jax.eval_shape(lambda: LatentNorm.identity(module.latent_channels))
+    whole = replicated(mesh)
+    abstract = {
+        'params': abstract_params(init_tokenizer(module, pixels), mesh),
+        'measured': jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), norm),
+    }
+    restored, step = restore_ema(workdir, abstract, step)
+    return FrozenTokenizer(module, restored['params'], restored['measured']), config, step
+
+
+def restore_stage(
+    workdir: str, mesh: Mesh, step: int | None = None, sampling: Mapping[str, Any] | None = None
+) -> tuple[Stage, dict[str, Any], int]:
+    """The trained denoiser in `workdir` with its tokenizer, ready to sample: (stage, its configuration, step).
+
+    Args:
+        sampling: keys that replace those of the configuration's section `sampler`.
+    """
+    config = saved_config(workdir, step)
+    frozen, _, _ = restore_tokenizer(own_tokenizer(workdir), mesh)
+    module = denoiser(config['denoiser'], config['dtype'])
+    restored, step = restore_ema(
+        workdir, {'params': abstract_params(init_denoiser(module), mesh), 'measured': None}, step
+    )
+    noise = schedule(config['schedule'])
+    objective = loss(config['loss'], noise)
+    stage = Stage(
+        denoiser=module,
+        params=restored['params'],
+        frozen=frozen,
+        schedule=noise,
+        parametrisation=objective.parametrisation,
+        self_conditioning=objective.self_conditioning > 0,
+        mesh=mesh,
+        **sampler(config['sampler'] | dict(sampling or {})),
+    )
+    return stage, config, step

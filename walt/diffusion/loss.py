@@ -1,0 +1,75 @@
+"""The training loss: plain L2 between prediction and target at a random time, with self-conditioning.
+
+    L = E || f(z_t; z~, c, t) - y ||^2,    t ~ U(0, 1)                                       (W.A.L.T, section 3)
+
+where y is v, and z~ is the denoiser's own estimate of z_0 (section 4.3, arXiv:2208.04202): with probability p_sc
+
+    z~ = stop_gradient(z0 of f(z_t; 0, c, t)),    otherwise z~ = 0
+
+The paper says *estimate*, not of what; we read z_0, whatever the parametrisation. The first pass runs on the whole
+batch and is masked by example, so that shapes do not depend on the draw.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from walt.diffusion.prediction import Cond, Denoise, Parametrisation, check, target, to_z0_eps
+from walt.diffusion.schedules import Schedule, corrupt, over_trailing
+from walt.randomness import stream
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoisingLoss:
+    """The loss of a denoiser, by example.
+
+    Attributes:
+        schedule: the noise schedule.
+        parametrisation: what the denoiser predicts: 'v', 'eps' or 'z0'.
+        self_conditioning: p_sc. At 0 there is no first pass.
+    """
+
+    schedule: Schedule
+    parametrisation: Parametrisation = 'v'
+    self_conditioning: float = 0.9
+
+    def __post_init__(self):
+        check(self.parametrisation, self.schedule)
+        if not 0 <= self.self_conditioning <= 1:
+            raise ValueError(f'self_conditioning is a probability in [0, 1], not {self.self_conditioning}')
+
+    def __call__(
+        self, denoise: Denoise, z0: jax.Array, cond: Cond, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the loss of every example, (B,) float32, and what was drawn for it.
+
+        Args:
+            denoise: the model.
+            z0: (B, ...) clean latents.
+            cond: the conditions of the examples, without `estimate`.
+            key: the key of this step.
+
+        Returns:
+            loss_B, and a dict of `t_B`, the times in [0, 1], and `self_conditioned_B`, whether an example was given an
+            estimate.
+        """
+        z0 = z0.astype(jnp.float32)
+        t_B = self.schedule.draw_times(stream(key, 'time'), z0.shape[:1])
+        eps = jax.random.normal(stream(key, 'noise'), z0.shape, z0.dtype)
+        alpha_B, sigma_B = self.schedule.alpha_sigma(t_B)
+        z_t = corrupt(z0, eps, alpha_B, sigma_B)
+
+        estimate = jnp.zeros_like(z0)
+        self_conditioned_B = jax.random.bernoulli(stream(key, 'self_conditioning'), self.self_conditioning, t_B.shape)
+        if self.self_conditioning > 0:
+            first = denoise(z_t, t_B, cond | {'estimate': estimate})
+            first_z0, _ = to_z0_eps(self.parametrisation, first, z_t, alpha_B, sigma_B)
+            estimate = jnp.where(over_trailing(self_conditioned_B, z0), jax.lax.stop_gradient(first_z0), 0)
+
+        prediction = denoise(z_t, t_B, cond | {'estimate': estimate})
+        if prediction.shape != z0.shape:
+            raise ValueError(f'the denoiser predicts {prediction.shape} for latents of {z0.shape}')
+        error = prediction.astype(jnp.float32) - target(self.parametrisation, z0, eps, alpha_B, sigma_B)
+        loss_B = jnp.mean(jnp.square(error), axis=tuple(range(1, z0.ndim)))
+        return loss_B, {'t_B': t_B, 'self_conditioned_B': self_conditioned_B}

@@ -1,0 +1,153 @@
+"""Noise schedules: how much of the clean latents is left at time t (W.A.L.T, section 3).
+
+    z_t = sqrt(gamma(t)) z_0 + sqrt(1 - gamma(t)) eps,    eps ~ N(0, I),    t in [0, 1]                             (1)
+
+where gamma falls from 1 (clean) to 0 (noise). We write alpha = sqrt(gamma) and sigma = sqrt(1 - gamma), so that
+alpha^2 + sigma^2 = 1.
+
+W.A.L.T's schedule (table 8) is linear in beta: from 1e-4 to 0.02 over K = 1000 steps. It has two readings,
+
+    gamma(k / K) = prod_{j <= k} (1 - beta_j)                            discrete,  k ~ U{1, ..., K}                (2)
+    gamma(t) = exp(-int_0^t beta(s) ds),  beta(s) = K beta_{sK}          its limit, t ~ U(0, 1)                     (3)
+
+Both end at alpha = 0.006: the last step still shows a little of the clean latents, which the noise that sampling starts
+from does not. W.A.L.T (section 5.2) shifts and scales alpha to end at zero SNR (arXiv:2305.08891, algorithm 1),
+
+    alpha_k <- (alpha_k - alpha_K) alpha_1 / (alpha_1 - alpha_K)                                                    (4)
+
+which keeps the first step as it was; in the limit the first step is t = 0, where alpha = 1.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Level = tuple[jax.Array, jax.Array]
+"""(alpha, sigma) at some times."""
+
+
+class Schedule(Protocol):
+    """What the loss and the sampler ask of a noise schedule."""
+
+    zero_terminal_snr: bool
+    """Whether alpha is exactly 0 at t = 1."""
+
+    def alpha_sigma(self, t: jax.typing.ArrayLike) -> Level:
+        """Returns alpha and sigma, float32, in the shape of `t` in [0, 1]: 0 is clean, 1 is noise."""
+
+    def draw_times(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Draws times to train at, float32."""
+
+    def sampling_times(self, steps: int) -> np.ndarray:
+        """Returns the times 1, ..., 0 that a sampler of `steps` steps visits: (steps + 1,) float32, decreasing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscreteLinear:
+    """Equation (2): `steps` noise levels from a float64 table."""
+
+    steps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    zero_terminal_snr: bool = True
+
+    def __post_init__(self):
+        _check_linear(self.steps, self.beta_start, self.beta_end)
+
+    @functools.cached_property
+    def _table(self) -> tuple[np.ndarray, np.ndarray]:
+        """alpha and sigma at the steps 0 (clean), 1, ..., K."""
+        alpha = np.sqrt(np.cumprod(1 - np.linspace(self.beta_start, self.beta_end, self.steps)))
+        if self.zero_terminal_snr:
+            alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+        alpha = np.concatenate([[1.0], alpha])
+        return alpha.astype(np.float32), np.sqrt(1 - alpha**2).astype(np.float32)
+
+    def alpha_sigma(self, t: jax.typing.ArrayLike) -> Level:
+        """Returns alpha and sigma, float32, of the step nearest to `t`, in the shape of `t`."""
+        step = jnp.round(jnp.asarray(t, jnp.float32) * self.steps).astype(jnp.int32)
+        alpha, sigma = self._table
+        return jnp.asarray(alpha)[step], jnp.asarray(sigma)[step]
+
+    def draw_times(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Draws t = k / K, k uniform on 1, ..., K: the clean step is not trained."""
+        return jax.random.randint(key, shape, 1, self.steps + 1) / jnp.float32(self.steps)
+
+    def sampling_times(self, steps: int) -> np.ndarray:
+        """Returns the trailing times: for 50 of 1000 steps (1000, 980, ..., 20, 0) / 1000."""
+        if steps > self.steps:
+            raise ValueError(f'{steps} sampler steps do not fit a schedule of {self.steps} steps')
+        return (np.round(_trailing(steps) * self.steps) / self.steps).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ContinuousLinear:
+    """Equation (3): the limit of `DiscreteLinear` with the same fields; beta_start and beta_end are per step of it."""
+
+    steps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    zero_terminal_snr: bool = True
+
+    def __post_init__(self):
+        _check_linear(self.steps, self.beta_start, self.beta_end)
+
+    def _decay(self, start, end):
+        """Returns int beta(s) ds / 2 from start to end, by the trapezoid, which is exact for a linear beta."""
+        middle = self.beta_start + (self.beta_end - self.beta_start) * (start + end) / 2
+        return self.steps * middle * (end - start) / 2
+
+    def alpha_sigma(self, t: jax.typing.ArrayLike) -> Level:
+        """Returns alpha and sigma, float32, in the shape of `t`.
+
+        Neither end may lose digits: near t = 0 sigma comes from lost = 1 - alpha, as sigma^2 = lost (2 - lost), and
+        near t = 1 equation (4) takes alpha - alpha_K as alpha (1 - alpha_K / alpha), each difference by expm1.
+        """
+        t = jnp.asarray(t, jnp.float32)
+        alpha = jnp.exp(-self._decay(0, t))
+        lost = -jnp.expm1(-self._decay(0, t))
+        if self.zero_terminal_snr:
+            lost_in_all = -math.expm1(-self._decay(0, 1))
+            alpha = alpha * -jnp.expm1(-self._decay(t, 1)) / lost_in_all
+            lost = lost / lost_in_all
+        near_clean = lost < 0.5
+        sigma = jnp.sqrt(jnp.where(near_clean, lost * (2 - lost), 1 - jnp.square(alpha)))
+        return jnp.where(near_clean, 1 - lost, alpha), sigma
+
+    def draw_times(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Draws t ~ U(0, 1)."""
+        return jax.random.uniform(key, shape, jnp.float32)
+
+    def sampling_times(self, steps: int) -> np.ndarray:
+        """Returns `steps` + 1 evenly spaced times from 1 to 0."""
+        return _trailing(steps).astype(np.float32)
+
+
+def corrupt(z0: jax.Array, eps: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
+    """Equation (1). `z0` and `eps` are (B, ...), `alpha` and `sigma` (B,) or scalars."""
+    return over_trailing(alpha, z0) * z0 + over_trailing(sigma, z0) * eps
+
+
+def over_trailing(x_B: jax.Array, like: jax.Array) -> jax.Array:
+    """Gives `x_B`, (B,) or a scalar, the trailing axes of length 1 that multiply it into `like`, (B, ...)."""
+    return jnp.expand_dims(x_B, tuple(range(jnp.ndim(x_B), like.ndim)))
+
+
+def _trailing(steps: int) -> np.ndarray:
+    if steps < 1:
+        raise ValueError(f'a sampler takes at least 1 step, not {steps}')
+    return np.arange(steps, -1, -1) / steps
+
+
+def _check_linear(steps: int, beta_start: float, beta_end: float):
+    if steps < 2:
+        raise ValueError(
+            f'a schedule from beta_start={beta_start} to beta_end={beta_end} has 2 steps or more, not {steps}'
+        )
+    if not 0 < beta_start <= beta_end < 1:
+        raise ValueError(f'0 < beta_start <= beta_end < 1 does not hold for {beta_start} and {beta_end}')

@@ -1,0 +1,114 @@
+"""Measures a run: how well its tokenizer reconstructs, and whether its samples show what was asked for.
+
+python -m walt.evaluate --workdir=runs/denoiser
+
+Writes the figures with the protocol that produced them to WORKDIR/evaluation.json. On the workdir of a tokenizer there
+are no samples to measure.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+from walt import build
+from walt.evaluation.judge import Judge, agreement
+from walt.evaluation.quality import psnr, ssim
+from walt.generation.stage import Stage
+from walt.parallel.mesh import make_mesh
+from walt.tokenizer.frozen import FrozenTokenizer
+from walt.training.checkpoints import saved_config
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a denoiser or tokenizer run.', required=True)
+OUT = flags.DEFINE_string('out', None, 'File to write; WORKDIR/evaluation.json by default.')
+HELD_OUT = flags.DEFINE_integer('held_out', 200, 'Held-out clips, for reconstruction and for checking the judge.', 1)
+TRAINING = flags.DEFINE_integer('training', 4000, 'Real training clips that the judge is trained on.', 1)
+SAMPLES = flags.DEFINE_integer('samples', 20, 'Samples of each class.', 1)
+SEED = flags.DEFINE_integer('seed', 1, 'Seed of the samples.')
+BATCH_SIZE = flags.DEFINE_integer('batch_size', 20, 'Clips encoded or sampled together.', 1)
+GUIDANCE = flags.DEFINE_float('guidance', None, "Guidance scale; the configuration's by default.")
+STEPS = flags.DEFINE_integer('steps', None, "Sampler steps; the configuration's by default.", lower_bound=1)
+
+
+def read_clips(source, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first `count` clips and labels of a source: uint8 (N, T, H, W, 3), int (N,)."""
+    elements = [source[index] for index in range(min(count, len(source)))]
+    return np.stack([element['video'] for element in elements]), np.array([element['label'] for element in elements])
+
+
+def measure_tokenizer(frozen: FrozenTokenizer, videos_NTHWC: np.ndarray, batch_size: int) -> dict[str, float]:
+    """Means over clips of the PSNR and SSIM of uint8 reconstructions."""
+
+    @jax.jit
+    def reconstruct(frozen, video_BTHWC):
+        return frozen.decode(frozen.encode(video_BTHWC))
+
+    batches = [videos_NTHWC[i : i + batch_size] for i in range(0, len(videos_NTHWC), batch_size)]
+    reconstructions = np.concatenate([np.asarray(reconstruct(frozen, batch)) for batch in batches])
+    return {
+        'psnr_db': float(psnr(reconstructions, videos_NTHWC).mean()),
+        'ssim': float(ssim(reconstructions, videos_NTHWC).mean()),
+    }
+
+
+def measure_samples(stage: Stage, judge: Judge, samples: int, seed: int, batch_size: int) -> dict[str, Any]:
+    """What the judge reads in `samples` clips of every class, and the time that they took."""
+    labels = np.repeat(np.arange(stage.denoiser.classes), samples)
+    start = time.perf_counter()
+    clips = np.concatenate(list(stage.clips(labels.tolist(), seed, batch_size)))
+    seconds = time.perf_counter() - start
+    read_NT = judge.read(clips)
+    by_class = [
+        agreement(read_NT[labels == k], labels[labels == k], judge.classes)['clips'] for k in range(judge.classes)
+    ]
+    return agreement(read_NT, labels, judge.classes) | {
+        'clips_by_class': by_class,
+        'frames_by_time': (read_NT == labels[:, None]).mean(0).round(3).tolist(),
+        'seconds': round(seconds, 1),
+    }
+
+
+def evaluate(workdir: str) -> dict[str, Any]:
+    """All figures of a run, and under `protocol` how they came about."""
+    config, mesh = saved_config(workdir), make_mesh()
+    held_out, held_out_labels = read_clips(build.source(config['data'], 'validation'), HELD_OUT.value)
+    protocol = {'data': config['data'], 'held_out_clips': len(held_out), 'device': jax.devices()[0].device_kind}
+    if 'denoiser' not in config:
+        frozen, _, step = build.restore_tokenizer(workdir, mesh)
+        measured = measure_tokenizer(frozen, held_out, BATCH_SIZE.value)
+        return {'step': step, 'tokenizer': measured, 'protocol': protocol}
+
+    asked = {'guidance': GUIDANCE.value, 'steps': STEPS.value}
+    sampling = {key: value for key, value in asked.items() if value is not None}
+    stage, _, step = build.restore_stage(workdir, mesh, sampling=sampling)
+    judge = Judge(stage.denoiser.classes).fit(*read_clips(build.source(config['data'], 'train'), TRAINING.value))
+    return {
+        'step': step,
+        'tokenizer': measure_tokenizer(stage.frozen, held_out, BATCH_SIZE.value),
+        'judge_on_held_out': agreement(judge.read(held_out), held_out_labels, judge.classes),
+        'samples': measure_samples(stage, judge, SAMPLES.value, SEED.value, BATCH_SIZE.value),
+        'protocol': protocol
+        | {
+            'tokenizer': 'means over held-out clips of PSNR and SSIM of uint8 reconstructions',
+            'judge': f'SVM on centred frames of {TRAINING.value} real training clips; clip = majority of frames',
+            'samples_of_each_class': SAMPLES.value,
+            'seed': SEED.value,
+            'sampler': config['sampler'] | sampling,
+        },
+    }
+
+
+def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)
+    result = evaluate(WORKDIR.value)
+    path = Path(OUT.value or Path(WORKDIR.value) / 'evaluation.json')
+    path.write_text(json.dumps(result, indent=2) + '\n')
+    print(json.dumps({key: value for key, value in result.items() if key != 'protocol'}, indent=2))
+
+
+if __name__ == '__main__':
+    app.run(main)

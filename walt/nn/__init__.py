@@ -1,0 +1,1 @@
+"""Layers: einsum projections, causal 3-D convolution, norms, attention, embeddings."""

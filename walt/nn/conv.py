@@ -1,0 +1,137 @@
+"""Causal 3-D convolution, and moving between space-time and channels.
+
+A convolution is causal when output frame i sees input frames <= i only: the clip is padded with k_t - 1 frames in front
+and none behind. All padding repeats the edge, so a clip of one frame behaves like a 2-D convolution whose kernel is the
+sum over time. With stride s a clip of 1 + s n frames becomes 1 + n (MAGVIT-v2, arXiv:2310.05737, section 3.2).
+
+XLA's 3-D convolution is slow on CPUs. The same numbers come from 2-D convolutions of time-shifted frames, which is what
+a CPU runs here; `lax.platform_dependent` keeps the native one everywhere else, also when a CPU host compiles for an
+accelerator. `tests/benchmarks/conv.py` measures both.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jax import lax
+from jax.nn import initializers
+
+from walt.nn.einsum import zeros
+from walt.precision import PARAM_DTYPE
+
+Triple = tuple[int, int, int]
+
+# Below this width XLA's CPU convolutions waste most of their time; measured in `tests/benchmarks/conv.py`.
+_FEW_CHANNELS = 8
+
+
+def conv3d_native(x_BTHWC, kernel_THWIO, strides: Triple):
+    """A valid 3-D convolution as one operation."""
+    return lax.conv_general_dilated(
+        x_BTHWC, kernel_THWIO, strides, 'VALID', dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC')
+    )
+
+
+def conv3d_decomposed(x_BTHWC, kernel_THWIO, strides: Triple):
+    """The same as `conv3d_native`, from 2-D convolutions of frames.
+
+    Where the sum over the k_t time offsets is taken depends on the channels. In general it is a sum of k_t
+    convolutions; with few channels coming in, one convolution of k_t frames side by side in the channels; with few
+    going out, one convolution to k_t times the channels, whose parts are shifted and summed.
+    """
+    stride_t, *strides_hw = strides
+    offsets, _, _, channels_in, channels_out = kernel_THWIO.shape
+    batch, frames_in = x_BTHWC.shape[:2]
+    frames_out = (frames_in - offsets) // stride_t + 1
+
+    def seen_from(offset, y_BTHWC):
+        return y_BTHWC[:, offset : offset + (frames_out - 1) * stride_t + 1 : stride_t]
+
+    def conv2d(frames_BTHWC, kernel_HWIO):
+        y = lax.conv_general_dilated(
+            rearrange(frames_BTHWC, 'B T H W C -> (B T) H W C'),
+            kernel_HWIO,
+            strides_hw,
+            'VALID',
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        )
+        return rearrange(y, '(B T) H W C -> B T H W C', B=batch)
+
+    if channels_in < _FEW_CHANNELS:
+        frames = jnp.concatenate([seen_from(offset, x_BTHWC) for offset in range(offsets)], axis=-1)
+        return conv2d(frames, rearrange(kernel_THWIO, 'T H W I O -> H W (T I) O'))
+    if channels_out < _FEW_CHANNELS:
+        parts = jnp.split(conv2d(x_BTHWC, rearrange(kernel_THWIO, 'T H W I O -> H W I (T O)')), offsets, axis=-1)
+        return sum(seen_from(offset, part) for offset, part in enumerate(parts))
+    return sum(conv2d(seen_from(offset, x_BTHWC), kernel_THWIO[offset]) for offset in range(offsets))
+
+
+def conv3d(x_BTHWC, kernel_THWIO, strides: Triple = (1, 1, 1)):
+    """A valid 3-D convolution, in the form that the platform it is compiled for runs fastest."""
+    return lax.platform_dependent(
+        x_BTHWC,
+        kernel_THWIO,
+        cpu=lambda x, kernel: conv3d_decomposed(x, kernel, strides),
+        default=lambda x, kernel: conv3d_native(x, kernel, strides),
+    )
+
+
+def pad_causal(x_BTHWC, kernel: Triple):
+    """Repeats the edge: k_t - 1 frames in front, (k - 1) // 2 and k // 2 pixels around."""
+    kt, kh, kw = kernel
+    space = [((k - 1) // 2, k // 2) for k in (kh, kw)]
+    return jnp.pad(x_BTHWC, [(0, 0), (kt - 1, 0), *space, (0, 0)], mode='edge')
+
+
+class CausalConv3d(nn.Module):
+    """T-CausalConv: (B, T, H, W, C) -> (B, 1 + (T - 1) / s_t, H / s_h, W / s_w, features)."""
+
+    features: int
+    kernel: Triple = (3, 3, 3)
+    strides: Triple = (1, 1, 1)
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+    axes: Sequence[str] = ('in_channels', 'out_channels')
+
+    @nn.compact
+    def __call__(self, x_BTHWC):
+        init = initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal', in_axis=(0, 1, 2, 3), out_axis=4)
+        kernel = self.param(
+            'kernel',
+            nn.with_logical_partitioning(init, ('kernel_t', 'kernel_h', 'kernel_w', *self.axes)),
+            (*self.kernel, x_BTHWC.shape[-1], self.features),
+            PARAM_DTYPE,
+        )
+        x_BTHWC = pad_causal(x_BTHWC.astype(self.dtype), self.kernel)
+        y = conv3d(x_BTHWC, kernel.astype(self.dtype), self.strides)
+        if self.use_bias:
+            bias = self.param(
+                'bias', nn.with_logical_partitioning(zeros, (self.axes[1],)), (self.features,), PARAM_DTYPE
+            )
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+def depth_to_space(x_BTHWC, strides: Triple):
+    """(B, T, H, W, s_t s_h s_w C) -> (B, T s_t, H s_h, W s_w, C), channels in (s_t, s_h, s_w, C) order."""
+    st, sh, sw = strides
+    return rearrange(x_BTHWC, 'B T H W (st sh sw C) -> B (T st) (H sh) (W sw) C', st=st, sh=sh, sw=sw)
+
+
+def space_to_depth(x_BTHWC, strides: Triple):
+    """The inverse of `depth_to_space`."""
+    st, sh, sw = strides
+    return rearrange(x_BTHWC, 'B (T st) (H sh) (W sw) C -> B T H W (st sh sw C)', st=st, sh=sh, sw=sw)
+
+
+def drop_first_frames(x_BTHWC, stride_t: int):
+    """After an up-sampling in time: 1 + n frames have become s (1 + n); the first s - 1 go, which leaves 1 + s n."""
+    return x_BTHWC[:, stride_t - 1 :]
+
+
+def upsample_nearest(x_BTHWC, strides: Triple):
+    """Repeats every position, and drops the first frames: the grid that `depth_to_space` makes."""
+    for axis, stride in enumerate(strides, start=1):
+        x_BTHWC = jnp.repeat(x_BTHWC, stride, axis=axis)
+    return drop_first_frames(x_BTHWC, strides[0])

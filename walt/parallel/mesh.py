@@ -1,0 +1,41 @@
+"""The mesh: devices arranged along named axes.
+
+    data     every device holds the whole model and its own rows of the batch
+    fsdp     rows of the batch too, and the parameters are split along their `embed` axis
+    tensor   heads and hidden widths are split
+
+One device is a mesh of one, so the same program runs on a laptop and on a pod.
+"""
+
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+AXES = ('data', 'fsdp', 'tensor')
+BATCH_AXES = ('data', 'fsdp')
+
+
+def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh over all devices of all processes; `data=-1` takes the devices that the other axes leave.
+
+    Raises:
+        ValueError: if the axes do not multiply to the number of devices.
+    """
+    devices = jax.device_count()
+    if data == -1:
+        data = devices // (fsdp * tensor)
+    shape = (data, fsdp, tensor)
+    if min(shape) < 1 or math.prod(shape) != devices:
+        raise ValueError(f'mesh {dict(zip(AXES, shape))} takes {math.prod(shape)} devices, but there are {devices}')
+    # `Auto`: the compiler propagates shardings. The default, `Explicit`, refuses the reshapes of window attention.
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_batch(mesh: Mesh, batch_size: int) -> None:
+    """Raises `ValueError` if the devices that share the batch do not divide it."""
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if batch_size % shards:
+        raise ValueError(
+            f'batch_size {batch_size} is not divisible by the {shards} devices that share it ({dict(mesh.shape)})'
+        )

@@ -1,0 +1,103 @@
+"""The tokenizer: encoder and decoder as one module.
+
+A clip has 1 + k s_t frames, where s_t is the product of the temporal strides; its first frame is encoded by itself, so
+an image is a clip of one frame. There is no quantiser and no KL term: the latent is real-valued and deterministic
+(W.A.L.T, section 4.1; readings A3 of the paper's open points are fields here).
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from walt.tokenizer.decoder import Decoder
+from walt.tokenizer.encoder import Encoder
+
+
+class Tokenizer(nn.Module):
+    """Causal 3-D convolutional autoencoder.
+
+    Attributes:
+        channels: width of the finest level.
+        multipliers: width of each level, finest first, in units of `channels`.
+        blocks: residual blocks of each level.
+        middle_blocks: residual blocks at the coarsest resolution, before the latent and after it.
+        spatial_strides: down-sampling in space between neighbouring levels, finest first; one less than levels.
+        temporal_strides: the same in time.
+        latent_channels: c, the channels of the latent.
+        down_kernel: extent of the down-sampling kernels (3 in the paper's figure, 4 in praxis).
+        groups: groups of every group norm.
+        pixel_channels: 3 for RGB.
+        dtype: what the convolutions compute in; latents and pixels leave as float32.
+
+    Raises:
+        ValueError: at construction, if lengths of the level fields do not fit or groups do not divide a width; when
+        called, on a number of frames that is not 1 + k s_t or a height or width that the strides do not divide.
+    """
+
+    channels: int = 128
+    multipliers: Sequence[int] = (1, 2, 2, 4)
+    blocks: Sequence[int] = (4, 4, 4, 4)
+    middle_blocks: int = 4
+    spatial_strides: Sequence[int] = (2, 2, 2)
+    temporal_strides: Sequence[int] = (1, 2, 2)
+    latent_channels: int = 8
+    down_kernel: int = 3
+    groups: int = 32
+    pixel_channels: int = 3
+    dtype: jnp.dtype = jnp.float32
+
+    def __post_init__(self):
+        super().__post_init__()
+        levels = len(self.multipliers)
+        if len(self.blocks) != levels:
+            raise ValueError(f'blocks {tuple(self.blocks)} and multipliers {tuple(self.multipliers)} differ in length')
+        for name in ('spatial_strides', 'temporal_strides'):
+            strides = tuple(getattr(self, name))
+            if len(strides) != levels - 1:
+                raise ValueError(
+                    f'{name} {strides} must have one entry less than multipliers {tuple(self.multipliers)}'
+                )
+        for multiplier in self.multipliers:
+            if (self.channels * multiplier) % self.groups:
+                raise ValueError(
+                    f'a level of {self.channels * multiplier} channels does not divide into {self.groups} groups'
+                )
+
+    def setup(self):
+        strides = [(t, s, s) for t, s in zip(self.temporal_strides, self.spatial_strides)]
+        levels = dict(
+            channels=self.channels,
+            multipliers=self.multipliers,
+            blocks=self.blocks,
+            middle_blocks=self.middle_blocks,
+            strides=strides,
+            groups=self.groups,
+            dtype=self.dtype,
+        )
+        self.encoder = Encoder(latent_channels=self.latent_channels, down_kernel=self.down_kernel, **levels)
+        self.decoder = Decoder(pixel_channels=self.pixel_channels, **levels)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(frames, height, width, channels) of a clip's latent. Raises `ValueError` on a clip that does not fit."""
+        stride_t, stride_s = math.prod(self.temporal_strides), math.prod(self.spatial_strides)
+        if frames < 1 or (frames - 1) % stride_t:
+            raise ValueError(f'{frames} frames are not 1 + k * {stride_t}')
+        if height % stride_s or width % stride_s:
+            raise ValueError(f'{height}x{width} pixels are not divisible by the spatial stride {stride_s}')
+        return (1 + (frames - 1) // stride_t, height // stride_s, width // stride_s, self.latent_channels)
+
+    def encode(self, video_BTHWC):
+        """Pixels (B, 1 + k s_t, H, W, 3) -> latents (B, 1 + k, H / s, W / s, c)."""
+        self.latent_shape(*video_BTHWC.shape[1:4])
+        return self.encoder(video_BTHWC)
+
+    def decode(self, z_BTHWC):
+        """Latents (B, 1 + k, h, w, c) -> pixels (B, 1 + k s_t, h s, w s, 3), not clipped."""
+        return self.decoder(z_BTHWC)
+
+    def __call__(self, video_BTHWC):
+        """Pixels -> (reconstruction, latents)."""
+        z_BTHWC = self.encode(video_BTHWC)
+        return self.decode(z_BTHWC), z_BTHWC

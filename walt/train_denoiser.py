@@ -1,0 +1,122 @@
+"""Trains a W.A.L.T denoiser on the latents of a trained tokenizer.
+
+python -m walt.train_denoiser --config=configs/quickstart_denoiser.py --workdir=runs/denoiser \
+    --config.tokenizer_dir=runs/tokenizer
+
+The tokenizer is copied into the workdir, which is then all that sampling needs. Started again on the same workdir, it
+goes on from the newest checkpoint.
+"""
+
+import functools
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from jax.sharding import Mesh
+
+from walt import build
+from walt.parallel.mesh import check_batch, make_mesh
+from walt.parallel.rules import activate, batch_sharding, replicated
+from walt.parallel.shard import put_batch
+from walt.randomness import stream
+from walt.tokenizer.frozen import FrozenTokenizer
+from walt.training.checkpoints import claim_workdir, latest_step, save_ema
+from walt.training.denoiser_step import make_denoiser_step, make_validation_loss
+from walt.training.feed import process_batches
+from walt.training.latents import encoded
+from walt.training.loop import fit
+from walt.training.state import State, create
+
+CONFIG = build.config_flag()
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, configuration.', required=True)
+
+
+def train(config: Mapping[str, Any], workdir: str) -> State:
+    """Trains to `config['steps']` and returns the last state. Errors of the configuration come before training."""
+    build.check_keys(config, build.DENOISER_KEYS)
+    mesh = make_mesh(**config['mesh'])
+    check_batch(mesh, config['batch_size'])
+    loss = build.loss(config['loss'], build.schedule(config['schedule']))
+    build.sampler(config['sampler'])
+    denoiser = build.denoiser(config['denoiser'], config['dtype'])
+    optimizer = build.optimizer(config['optimizer'], config['steps'])
+    step = make_denoiser_step(denoiser, loss, optimizer, config['ema_decay'], config['label_dropout'])
+    source, held_out = (build.source(config['data'], split) for split in ('train', 'validation'))
+    frozen = take_tokenizer(config['tokenizer_dir'], workdir, mesh)
+    check_shapes(denoiser, frozen, source)
+    claim_workdir(workdir, config)
+
+    keys = ('video', 'label')
+    if config['cache_latents']:
+        source = encoded(frozen, source, config['batch_size'], f'{workdir}/latents/train')
+        needed = config['batch_size'] * config['validation_batches']
+        held_out = encoded(frozen, held_out, config['batch_size'], f'{workdir}/latents/validation', needed)
+        keys = ('z', 'label')
+    rows = functools.partial(process_batches, batch_size=config['batch_size'], keys=keys, seed=config['seed'])
+
+    key = jax.random.key(config['seed'])
+    state, layout = create(build.init_denoiser(denoiser), optimizer, mesh, stream(key, 'init'))
+    whole, by_rows = replicated(mesh), batch_sharding(mesh)
+    step = jax.jit(
+        step,
+        in_shardings=(layout, None, by_rows, whole),
+        out_shardings=(layout, whole),
+        donate_argnums=0,
+    )
+    held_out_loss = jax.jit(make_validation_loss(denoiser, loss))
+
+    def validate(state: State):
+        """The same clips, times and noise at every call."""
+        some = itertools.islice(rows(held_out), config['validation_batches'])
+        losses = [
+            held_out_loss(state.ema, frozen, put_batch(mesh, batch), stream(key, 'validation', number))
+            for number, batch in enumerate(some)
+        ]
+        return {'loss': np.mean(losses)}
+
+    with activate(mesh):
+        return fit(
+            lambda state, batch, key: step(state, frozen, batch, key),
+            state,
+            iter(rows(source)),
+            workdir=workdir,
+            config=config,
+            put_batch=functools.partial(put_batch, mesh),
+            validate=validate,
+        )
+
+
+def take_tokenizer(tokenizer_dir: str, workdir: str, mesh: Mesh) -> FrozenTokenizer:
+    """The run's own copy of the tokenizer, made at the first start from `tokenizer_dir`."""
+    own = build.own_tokenizer(workdir)
+    if latest_step(own) is None:
+        if not tokenizer_dir:
+            raise ValueError('config.tokenizer_dir is empty: give the workdir of a trained tokenizer')
+        frozen, config, step = build.restore_tokenizer(tokenizer_dir, mesh)
+        save_ema(own, {'params': frozen.params, 'measured': frozen.norm}, config, step)
+    frozen, _, _ = build.restore_tokenizer(own, mesh)
+    return frozen
+
+
+def check_shapes(denoiser, frozen: FrozenTokenizer, source) -> None:
+    """Raises `ValueError` if data, tokenizer and denoiser do not fit each other."""
+    video_shape = source[0]['video'].shape
+    latent_shape = frozen.module.latent_shape(*video_shape[:3])
+    if latent_shape != tuple(denoiser.latent_shape):
+        raise ValueError(
+            f'clips of {video_shape} have latents of {latent_shape}, denoiser.latent_shape is {denoiser.latent_shape}'
+        )
+    if source.num_classes != denoiser.classes:
+        raise ValueError(f'the data has {source.num_classes} classes, but denoiser.classes is {denoiser.classes}')
+
+
+def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save.
+    train(CONFIG.value.to_dict(), WORKDIR.value)
+
+
+if __name__ == '__main__':
+    app.run(main)

@@ -1,0 +1,158 @@
+"""One checkpoint format: a folder of numbered steps, each with four items that can be restored by themselves.
+
+    state    step, parameters, optimizer
+    ema      averaged parameters and what was measured: all that sampling needs
+    data     the position of the data iterator
+    config   the configuration of the run
+
+A checkpoint appears under its number when it is complete, so a run that is killed while saving goes on from the one
+before.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from walt.training.state import State
+
+
+class Checkpoints:
+    """The checkpoints of one run, under `workdir/checkpoints`.
+
+    Args:
+        workdir: folder of the run; made if it is not there.
+        config: the run's configuration, plain values only.
+        keep: how many of the newest checkpoints stay.
+    """
+
+    def __init__(self, workdir: str | Path, config: Mapping[str, Any], keep: int = 2):
+        self._config = dict(config)
+        self._manager = _manager(workdir, ocp.CheckpointManagerOptions(preservation_policy=_latest(keep)))
+
+    def save(self, state: State, batches: grain.DatasetIterator) -> None:
+        """Saves in the background; does nothing for a step that is there already."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        trained = {'step': state.step, 'params': state.params, 'opt_state': state.opt_state}
+        averaged = {'params': state.ema, 'measured': state.measured}
+        items = dict(state=ocp.args.StandardSave(trained), ema=ocp.args.StandardSave(averaged))
+        items['data'] = grain.checkpoint.CheckpointSave(batches)
+        items['config'] = ocp.args.JsonSave(self._config)
+        self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def restore_latest(self, state: State, batches: grain.DatasetIterator) -> State:
+        """The newest state, laid out as `state` is, with `batches` moved to its position; `state` if there is none."""
+        step = self._manager.latest_step()
+        if step is None:
+            return state
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        trained = {'step': abstract.step, 'params': abstract.params, 'opt_state': abstract.opt_state}
+        averaged = {'params': abstract.ema, 'measured': abstract.measured}
+        items = dict(state=ocp.args.StandardRestore(trained), ema=ocp.args.StandardRestore(averaged))
+        items['data'] = grain.checkpoint.CheckpointRestore(batches)
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return State(**restored['state'], ema=restored['ema']['params'], measured=restored['ema']['measured'])
+
+    def __enter__(self) -> 'Checkpoints':
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Waits for the last save."""
+        self._manager.close()
+
+
+def restore_ema(workdir: str | Path, abstract: Any, step: int | None = None) -> tuple[dict[str, Any], int]:
+    """Averaged parameters and nothing else: ({'params', 'measured'} in the layout of `abstract`, step).
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint, or not the step asked for (the steps that are there are named).
+    """
+    with _manager(workdir, ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        step = _existing_step(workdir, manager, step)
+        restored = manager.restore(step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(abstract)))
+    return restored['ema'], step
+
+
+def saved_config(workdir: str | Path, step: int | None = None) -> dict[str, Any]:
+    """The configuration in a checkpoint, the newest if no step is given; raises as `restore_ema` does."""
+    with _manager(workdir, ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        step = _existing_step(workdir, manager, step)
+        return manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))['config']
+
+
+def save_ema(workdir: str | Path, averaged: Mapping[str, Any], config: Mapping[str, Any], step: int) -> None:
+    """Writes a checkpoint that can be sampled from but not trained on, for example a tokenizer beside its denoiser."""
+    with _manager(workdir, ocp.CheckpointManagerOptions()) as manager:
+        items = dict(ema=ocp.args.StandardSave(dict(averaged)), config=ocp.args.JsonSave(dict(config)))
+        manager.save(step, args=ocp.args.Composite(**items))
+
+
+def latest_step(workdir: str | Path) -> int | None:
+    """The newest complete checkpoint of a run, `None` if there is none."""
+    folder = _folder(workdir)
+    steps = ocp.path.step.checkpoint_steps(folder) if folder.is_dir() else []
+    return max(steps, default=None)
+
+
+# What may change between the start of a run and its continuation.
+FREE_KEYS = ('steps', 'log_every', 'checkpoint_every', 'validate_every', 'mesh', 'tokenizer_dir')
+
+
+def claim_workdir(workdir: str | Path, config: Mapping[str, Any]) -> None:
+    """Writes `config.json` into a new workdir; in an old one, checks that the same experiment wrote it.
+
+    Raises:
+        ValueError: if another configuration wrote it, naming each difference with both values.
+    """
+    path = Path(workdir) / 'config.json'
+    config = json.loads(json.dumps(config))
+    if path.exists():
+        before, now = _flatten(json.loads(path.read_text())), _flatten(config)
+        changed = [
+            f'  {key}: {before.get(key, "absent")!r} there, {now.get(key, "absent")!r} now'
+            for key in sorted(before | now)
+            if before.get(key) != now.get(key) and key.split('.')[0] not in FREE_KEYS
+        ]
+        if changed:
+            raise ValueError(f'{workdir} was written by another configuration:\n' + '\n'.join(changed))
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(config, indent=2) + '\n')
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f'{prefix}{key}.') if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _folder(workdir: str | Path) -> Path:
+    return Path(workdir).absolute() / 'checkpoints'
+
+
+def _latest(keep: int):
+    return preservation_policy.LatestN(keep)
+
+
+def _manager(workdir: str | Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    folder = _folder(workdir)
+    if options.read_only and not folder.is_dir():
+        raise FileNotFoundError(f'no checkpoints in {folder}')
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def _existing_step(workdir: str | Path, manager: ocp.CheckpointManager, step: int | None) -> int:
+    steps = sorted(manager.all_steps())
+    if not steps:
+        raise FileNotFoundError(f'no complete checkpoint in {_folder(workdir)}')
+    if step is not None and step not in steps:
+        raise FileNotFoundError(f'no checkpoint of step {step} in {_folder(workdir)}; there are steps {steps}')
+    return steps[-1] if step is None else step

@@ -1,0 +1,41 @@
+"""Metrics of a run: JSON lines in `metrics.jsonl` and TensorBoard events, both by step."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+
+class Metrics:
+    """Appends to the metrics of a run that goes on from `step`; what an interrupted run wrote later is dropped.
+
+    Only the process with `write` on (host 0) touches the disk.
+    """
+
+    def __init__(self, workdir: str | Path, step: int, write: bool = True):
+        self._write = write
+        if not write:
+            return
+        path = Path(workdir) / 'metrics.jsonl'
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        path.write_text(''.join(line for line in lines if line.endswith('\n') and json.loads(line)['step'] <= step))
+        self._lines = path.open('a', buffering=1)
+        self._board = SummaryWriter(str(Path(workdir) / 'tensorboard'), purge_step=step + 1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line and one event for each value; names are `phase/quantity`."""
+        if not self._write:
+            return
+        values = {name: float(value) for name, value in values.items()}
+        self._lines.write(json.dumps({'step': step, **values}) + '\n')
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def __enter__(self) -> 'Metrics':
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._write:
+            self._lines.close()
+            self._board.close()

@@ -1,0 +1,40 @@
+"""AdamW behind a global gradient clip, with linear warm-up and cosine decay."""
+
+import jax
+import optax
+
+
+def adamw(
+    *,
+    steps: int,
+    learning_rate: float,
+    warmup_steps: int,
+    final_fraction: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    weight_decay: float = 0.0,
+    clip_norm: float = 1.0,
+) -> optax.GradientTransformation:
+    """The optimizer of a run of `steps` steps.
+
+    Args:
+        learning_rate: its peak, reached after `warmup_steps`.
+        final_fraction: where the cosine ends, as a fraction of the peak; 1 keeps the peak.
+        weight_decay: decoupled, on matrices and kernels only, not on biases, scales and other vectors.
+
+    Raises:
+        ValueError: if the warm-up is longer than the run.
+    """
+    if not 0 <= warmup_steps <= steps:
+        raise ValueError(f'warmup_steps {warmup_steps} do not fit a run of {steps} steps')
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0 if warmup_steps else learning_rate, learning_rate, warmup_steps, steps, final_fraction * learning_rate
+    )
+
+    def matrices(params):
+        return jax.tree.map(lambda parameter: parameter.ndim > 1, params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=matrices),
+    )
