@@ -13,10 +13,10 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch_size = 64
-    config.steps = 1200
+    config.steps = 800
     config.dtype = 'float32'
     config.data = dict(
-        name='moving_digits', frames=17, size=32, digit_size=20, digits=1, speed=(0.5, 1.5), clips=20_000
+        name='moving_digits', frames=17, size=32, digit_size=20, digits=1, speed=(0.25, 1.0), clips=6_000
     )
     config.tokenizer_dir = ''
     config.cache_latents = True
@@ -24,19 +24,19 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
         name='walt',
         latent_shape=(5, 4, 4, 8),
         classes=10,
-        width=128,
+        width=256,
         depth=6,
         heads=4,
-        patch=1,
-        spatiotemporal_window=(4, 4),
+        patch=2,
+        spatiotemporal_window=(2, 2),
         rank=8,
     )
     config.schedule = dict(name='discrete_linear', steps=1000, beta_start=1e-4, beta_end=0.02, zero_terminal_snr=True)
     config.loss = dict(parametrisation='v', self_conditioning=0.9)
     config.label_dropout = 0.1
-    config.sampler = dict(name='ddim', steps=50, guidance=2.0, eta=0.0)
+    config.sampler = dict(name='ddim', steps=50, guidance=3.0, eta=0.0)
     config.optimizer = dict(name='adamw', learning_rate=2e-3, warmup_steps=100, b1=0.9, b2=0.99, clip_norm=1.0)
-    config.ema_decay = 0.995
+    config.ema_decay = 0.99
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.log_every = 20
     config.checkpoint_every = 100

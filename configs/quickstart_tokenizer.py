@@ -11,11 +11,19 @@ from configs import common
 def get_config(mode: str = '') -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.batch_size = 8
-    config.steps = 1000
+    config.batch_size = 6
+    config.steps = 800
     config.dtype = 'float32'
     # Short clips: the network is causal and shares its weights over time, so it does not need long ones to learn.
-    config.data = dict(name='moving_digits', frames=5, size=32, digit_size=20, digits=1, speed=(0.5, 1.5), clips=20_000)
+    config.data = dict(
+        name='moving_digits',
+        frames=9,
+        size=32,
+        digit_size=20,
+        digits=1,
+        speed=(0.25, 1.0),
+        clips=20_000,
+    )
     config.tokenizer = dict(
         name='causal_cnn',
         channels=8,

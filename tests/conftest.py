@@ -1,17 +1,20 @@
-"""What tests share: small networks with random parameters, and fast compilation.
+"""What tests share: small networks with random parameters, one trained run, and fast compilation.
 
 Nearly all the time of these tests goes into compiling. So XLA's optimisations are off, what is compiled is kept from
 run to run, and parameters are drawn by NumPy rather than by an initialiser that has to be compiled.
 """
+# ruff: noqa: E402 - JAX reads the environment when it is imported
 
+import importlib
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = Path(__file__).parents[1]
 
-# The environment, and before JAX is imported, because programs that tests start inherit it.
+# The environment, so that programs that tests start inherit it.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'jax'))
@@ -22,8 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 from flax import linen as nn
 
+from configs import quickstart_denoiser, quickstart_tokenizer
 from walt.denoiser.walt import Walt
 from walt.tokenizer.autoencoder import Tokenizer
 
@@ -70,9 +75,75 @@ def small_tokenizer():
 
 @pytest.fixture(scope='session')
 def small_denoiser():
-    """`module` of two blocks for the latents that `small_tokenizer` makes of 5x16x16 clips, `params`, jitted `apply`."""
+    """`module` for the latents that `small_tokenizer` makes of 5x16x16 clips, `params`, and jitted `apply`."""
     module = Walt(latent_shape=(2, 4, 4, 3), classes=10, width=8, depth=4, heads=2, spatiotemporal_window=(2, 2))
     z = jnp.zeros((1, *module.latent_shape))
     params = random_parameters(module, z, jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32), 'estimate': z})
     apply = jax.jit(lambda params, z, t_B, cond: module.apply({'params': params}, z, t_B, cond))
     return SimpleNamespace(module=module, params=params, apply=apply)
+
+
+def binary(name: str):
+    """The module of a program. Programs share names of flags, so each one's are taken away when it is imported."""
+    module = importlib.import_module(f'walt.{name}')
+    for flag in list(flags.FLAGS):
+        if flags.FLAGS.find_module_defining_flag(flag).startswith('walt.'):
+            delattr(flags.FLAGS, flag)
+    return module
+
+
+DATA = {'name': 'moving_digits', 'frames': 5, 'size': 16, 'digit_size': 10, 'clips': 16}
+
+
+def tokenizer_config() -> dict:
+    """The smoke mode of the quickstart on smaller clips and a smaller network: four steps, saved at 2 and 4."""
+    config = quickstart_tokenizer.get_config('smoke').to_dict()
+    config |= {'batch_size': 4, 'data': DATA, 'latent_norm_batches': 1}
+    config['tokenizer'] |= {
+        'channels': 4,
+        'multipliers': (1, 2, 2),
+        'blocks': (0, 1, 0),
+        'spatial_strides': (2, 2),
+        'temporal_strides': (2, 2),
+        'latent_channels': 3,
+        'groups': 2,
+    }
+    return config
+
+
+def denoiser_config() -> dict:
+    config = quickstart_denoiser.get_config('smoke').to_dict()
+    config |= {'batch_size': 4, 'data': DATA}
+    config['denoiser'] |= {
+        'latent_shape': (2, 4, 4, 3),
+        'width': 8,
+        'depth': 2,
+        'heads': 2,
+        'patch': 1,
+        'spatiotemporal_window': (2, 2),
+        'rank': 2,
+    }
+    config['sampler'] |= {'steps': 3}
+    return config
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory):
+    """A tokenizer and a denoiser that were trained for four steps; `folder` holds a workdir of each, by task.
+
+    `train[task](workdir, **changes)` calls the program's `train`; `state[task]` is what it returned. The workdir that
+    the denoiser took its tokenizer from is gone. Tests write to copies.
+    """
+    folder = tmp_path_factory.mktemp('trained')
+    configs = {'tokenizer': tokenizer_config(), 'denoiser': denoiser_config()}
+
+    def trainer(task):
+        program = binary(f'train_{task}')
+        return lambda workdir, **changes: program.train(configs[task] | changes, str(workdir))
+
+    train = {task: trainer(task) for task in configs}
+    state = {'tokenizer': train['tokenizer'](folder / 'tokenizer')}
+    borrowed = shutil.copytree(folder / 'tokenizer', folder / 'borrowed')
+    state['denoiser'] = train['denoiser'](folder / 'denoiser', tokenizer_dir=str(borrowed))
+    shutil.rmtree(borrowed)
+    return SimpleNamespace(folder=folder, train=train, state=state, configs=configs)

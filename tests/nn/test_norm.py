@@ -41,12 +41,12 @@ def test_groups_that_do_not_divide_the_channels_are_named(x_BTHWC):
         FrameGroupNorm(groups=3).init(jax.random.key(0), x_BTHWC)
 
 
-def test_statistics_are_float32_in_a_bfloat16_network(x_BTHWC):
-    norm = FrameGroupNorm(groups=4, affine=False, dtype=jnp.bfloat16)
-    y = norm.apply({}, x_BTHWC.astype(jnp.bfloat16))
+def test_statistics_are_float32_in_a_bfloat16_network(rng):
+    """Squares of numbers around 8 differ by less than bfloat16 can tell."""
+    x = jnp.asarray(8 + 0.5 * rng.normal(size=(1, 2, 8, 8, 4)), jnp.bfloat16)
+    y = FrameGroupNorm(groups=2, affine=False, dtype=jnp.bfloat16).apply({}, x)
     assert y.dtype == jnp.bfloat16
-    expected = FrameGroupNorm(groups=4, affine=False).apply({}, x_BTHWC.astype(jnp.bfloat16))
-    np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=0.03)
+    np.testing.assert_allclose(y.astype(jnp.float32).std((2, 3, 4)), 1, atol=0.03)
 
 
 def test_adaptive_norm_is_the_definition_on_the_resized_latent(rng, random_parameters):

@@ -34,7 +34,7 @@ def test_axes_that_do_not_multiply_to_the_devices_are_refused_with_both(shape, m
 def test_a_batch_that_the_devices_do_not_divide_is_refused_with_both():
     mesh = AbstractMesh((2, 3, 4), AXES)
     check_batch(mesh, 12)
-    with pytest.raises(ValueError, match='batch_size 8 .* 6 devices'):
+    with pytest.raises(ValueError, match=r'batch_size 8 .* 6 devices'):
         check_batch(mesh, 8)
 
 

@@ -33,7 +33,9 @@ class Checkpoints:
 
     def __init__(self, workdir: str | Path, config: Mapping[str, Any], keep: int = 2):
         self._config = dict(config)
-        self._manager = _manager(workdir, ocp.CheckpointManagerOptions(preservation_policy=_latest(keep)))
+        self._manager = _manager(
+            workdir, ocp.CheckpointManagerOptions(preservation_policy=preservation_policy.LatestN(keep))
+        )
 
     def save(self, state: State, batches: grain.DatasetIterator) -> None:
         """Saves in the background; does nothing for a step that is there already."""
@@ -136,10 +138,6 @@ def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 def _folder(workdir: str | Path) -> Path:
     return Path(workdir).absolute() / 'checkpoints'
-
-
-def _latest(keep: int):
-    return preservation_policy.LatestN(keep)
 
 
 def _manager(workdir: str | Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:

@@ -1,0 +1,81 @@
+"""Two training steps of tokenizer and denoiser on one and on eight virtual devices; `test_many_devices.py` runs it.
+
+Prints, as JSON, {'TASK on DEVICES': [loss of step 1, loss of step 2, how many parameters are split]}.
+"""
+
+import json
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh
+
+from walt.build import init_denoiser, init_tokenizer
+from walt.denoiser.walt import Walt
+from walt.diffusion.loss import DenoisingLoss
+from walt.diffusion.schedules import DiscreteLinear
+from walt.parallel.mesh import AXES, make_mesh
+from walt.parallel.rules import activate, batch_sharding, replicated
+from walt.parallel.shard import put_batch
+from walt.tokenizer.autoencoder import Tokenizer
+from walt.training.denoiser_step import make_denoiser_step
+from walt.training.state import create
+from walt.training.tokenizer_step import make_tokenizer_step
+
+jax.config.update('jax_num_cpu_devices', 8)
+ONE = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+EIGHT = make_mesh(data=2, fsdp=2, tensor=2)
+OPTIMIZER = optax.sgd(0.5)
+
+
+def tasks():
+    """{task: (init, step)}."""
+    tokenizer = Tokenizer(
+        channels=8,
+        multipliers=(1, 2),
+        blocks=(0, 1),
+        middle_blocks=0,
+        spatial_strides=(2,),
+        temporal_strides=(2,),
+        latent_channels=2,
+        groups=4,
+    )
+    tokenizer_step = make_tokenizer_step(tokenizer, {'reconstruction': 1.0}, OPTIMIZER, 0.9)
+    denoiser = Walt(latent_shape=(2, 4, 4, 2), classes=4, width=16, depth=2, heads=2, spatiotemporal_window=(2, 2))
+    denoiser_step = make_denoiser_step(denoiser, DenoisingLoss(DiscreteLinear()), OPTIMIZER, 0.9, 0.1)
+    return {
+        'tokenizer': (init_tokenizer(tokenizer, (3, 8, 8, 3)), tokenizer_step),
+        'denoiser': (init_denoiser(denoiser), lambda state, batch, key: denoiser_step(state, None, batch, key)),
+    }
+
+
+def two_losses(step, new, mesh, layout, batch):
+    """The losses of two steps on `mesh`, and how many parameters it splits."""
+    with activate(mesh):
+        state, whole = jax.device_put(new, layout), replicated(mesh)
+        split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
+        step = jax.jit(step, in_shardings=(layout, batch_sharding(mesh), whole), out_shardings=(layout, whole))
+        batch = put_batch(mesh, batch)
+        state, first = step(state, batch, jax.random.key(1))
+        _, second = step(state, batch, jax.random.key(2))
+    return [float(first['loss']), float(second['loss']), split]
+
+
+def main():
+    rng = np.random.default_rng(0)
+    batch = {
+        'video': rng.integers(256, size=(4, 3, 8, 8, 3), dtype=np.uint8),
+        'z': rng.normal(size=(4, 2, 4, 4, 2)).astype(np.float32),
+        'label': np.arange(4, dtype=np.int32),
+    }
+    result = {}
+    for task, (init, step) in tasks().items():
+        new, layout = create(init, OPTIMIZER, EIGHT, jax.random.key(0))
+        on_one = jax.tree.map(lambda _: replicated(ONE), layout)
+        result[f'{task} on one'] = two_losses(step, new, ONE, on_one, batch)
+        result[f'{task} on eight'] = two_losses(step, new, EIGHT, layout, batch)
+    print(json.dumps(result))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,174 @@
+"""Configurations become objects, or errors that list the choices."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from walt import build
+from walt.data.moving_digits import MovingDigits
+from walt.data.video_io import write_mp4
+from walt.denoiser.walt import Walt
+from walt.diffusion.loss import DenoisingLoss
+from walt.diffusion.schedules import ContinuousLinear, DiscreteLinear
+from walt.diffusion.steppers import Ddim
+from walt.parallel.mesh import make_mesh
+from walt.tokenizer.autoencoder import Tokenizer
+from walt.tokenizer.losses import check_weights
+from walt.training.denoiser_step import make_denoiser_step
+from walt.training.state import create
+from walt.training.tokenizer_step import make_tokenizer_step
+
+FILES = Path(__file__).parents[1].glob('configs/*.py')
+CONFIGS = sorted(path.stem for path in FILES if path.stem not in ('__init__', 'common'))
+
+
+def get_config(name: str, mode: str = '') -> ConfigDict:
+    return importlib.import_module(f'configs.{name}').get_config(mode)
+
+
+@pytest.fixture(scope='module')
+def videos(tmp_path_factory):
+    """A folder with two videos, for configurations whose data the user brings."""
+    folder = tmp_path_factory.mktemp('videos')
+    for name in 'ab':
+        write_mp4(folder / f'{name}.mp4', np.zeros((100, 16, 16, 3), np.uint8))
+    return folder
+
+
+@pytest.mark.parametrize('mode', ['', 'smoke'])
+@pytest.mark.parametrize('name', CONFIGS)
+def test_every_config_builds_its_objects_and_its_smoke_mode_takes_a_step_in_shapes(name, mode, videos):
+    config = get_config(name, mode).to_dict()
+    if 'root' in config['data']:
+        config['data']['root'] = str(videos)
+    source, held_out = (build.source(config['data'], split) for split in ('train', 'validation'))
+    assert min(len(source), len(held_out)) >= config['batch_size']
+    video_shape = source[0]['video'].shape
+    optimizer = build.optimizer(config['optimizer'], config['steps'])
+    batch = {'label': jax.ShapeDtypeStruct((config['batch_size'],), jnp.int32)}
+    if 'tokenizer' in config:
+        build.check_keys(config, build.TOKENIZER_KEYS)
+        check_weights(config['losses'])
+        tokenizer = build.tokenizer(config['tokenizer'], config['dtype'])
+        init = build.init_tokenizer(tokenizer, video_shape)
+        batch['video'] = jax.ShapeDtypeStruct((config['batch_size'], *video_shape), jnp.uint8)
+        step = make_tokenizer_step(tokenizer, config['losses'], optimizer, config['ema_decay'])
+    else:
+        build.check_keys(config, build.DENOISER_KEYS)
+        denoiser = build.denoiser(config['denoiser'], config['dtype'])
+        assert denoiser.classes == source.num_classes
+        build.sampler(config['sampler'])
+        loss = build.loss(config['loss'], build.schedule(config['schedule']))
+        init = build.init_denoiser(denoiser)
+        batch['z'] = jax.ShapeDtypeStruct((config['batch_size'], *denoiser.latent_shape), jnp.float32)
+        whole_step = make_denoiser_step(denoiser, loss, optimizer, config['ema_decay'], config['label_dropout'])
+
+        def step(state, batch, key):
+            return whole_step(state, None, batch, key)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(lambda key: create(init, optimizer, make_mesh(), key)[0], key)
+    assert len(jax.tree.leaves(state.params)) > 10
+    if mode == 'smoke':
+        after, metrics = jax.eval_shape(step, state, batch, key)
+        assert metrics['loss'].shape == ()
+        before, after = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (state, after))
+        assert after == before
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_an_unknown_mode_is_refused_with_the_choices(name):
+    with pytest.raises(ValueError, match=r"'quick'.*'smoke'"):
+        get_config(name, 'quick')
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_the_smoke_mode_is_a_few_steps_with_everything_in_them(name):
+    smoke = get_config(name, 'smoke')
+    assert smoke.steps <= 10 and smoke.batch_size <= 8
+    for every in ('log_every', 'checkpoint_every', 'validate_every'):
+        assert smoke[every] < smoke.steps, every
+
+
+def test_sections_become_the_objects_that_they_name():
+    source = build.source({'name': 'moving_digits', 'frames': 5, 'speed': [1, 2]}, 'validation')
+    assert source == MovingDigits('validation', frames=5, speed=(1, 2))
+    tokenizer = build.tokenizer({'name': 'causal_cnn', 'channels': 64}, 'bfloat16')
+    assert tokenizer == Tokenizer(channels=64, dtype=jnp.bfloat16)
+    section = {'name': 'walt', 'latent_shape': [5, 16, 16, 8], 'classes': 3}  # a list, as JSON has it
+    assert build.denoiser(section, 'float32') == Walt(latent_shape=(5, 16, 16, 8), classes=3)
+    schedule = build.schedule({'name': 'discrete_linear', 'steps': 10})
+    assert schedule == DiscreteLinear(steps=10)
+    assert isinstance(build.schedule({'name': 'continuous_linear'}), ContinuousLinear)
+    assert build.loss({'parametrisation': 'z0'}, schedule) == DenoisingLoss(schedule, 'z0')
+    sampler = build.sampler({'name': 'ddim', 'steps': 7, 'guidance': 1.5, 'eta': 0.5})
+    assert sampler == {'stepper': Ddim(0.5), 'steps': 7, 'guidance': 1.5}
+
+
+BUILDERS = {
+    'tokenizer': lambda section: build.tokenizer(section, 'float32'),
+    'denoiser': lambda section: build.denoiser(section, 'float32'),
+    'schedule': build.schedule,
+    'sampler': lambda section: build.sampler({'steps': 5, 'guidance': 1.0, **section}),
+    'optimizer': lambda section: build.optimizer(section, 5),
+    'data': lambda section: build.source(section, 'train'),
+}
+CHOICES = {
+    'tokenizer': 'causal_cnn',
+    'denoiser': 'walt',
+    'schedule': 'discrete_linear',
+    'sampler': 'ddim',
+    'optimizer': 'adamw',
+    'data': 'moving_digits',
+}
+
+
+@pytest.mark.parametrize('kind', BUILDERS)
+def test_an_unknown_or_missing_name_is_refused_with_the_choices(kind):
+    for section, shown in [({'name': 'wlat'}, "'wlat'"), ({}, 'None')]:
+        with pytest.raises(ValueError, match=f"unknown {kind} {shown}; choices: .*'{CHOICES[kind]}'"):
+            BUILDERS[kind](section)
+
+
+def test_an_unknown_key_is_refused_with_the_choices():
+    with pytest.raises(ValueError, match=r"\['widht'\] in denoiser 'walt'; choices: .*'width'"):
+        build.denoiser({'name': 'walt', 'latent_shape': (5, 16, 16, 8), 'classes': 1, 'widht': 5}, 'float32')
+    with pytest.raises(ValueError, match=r"\['p_sc'\] in loss .*'self_conditioning'"):
+        build.loss({'p_sc': 0.9}, DiscreteLinear())
+
+
+@pytest.mark.parametrize(
+    ('kind', 'key'), [('tokenizer', 'dtype'), ('tokenizer', 'parent'), ('data', 'split'), ('optimizer', 'steps')]
+)
+def test_what_the_program_or_linen_gives_is_no_key_of_a_section(kind, key):
+    with pytest.raises(ValueError, match=rf"unknown keys \['{key}'\]") as error:
+        BUILDERS[kind]({'name': CHOICES[kind], key: 'x'})
+    assert f"'{key}'" not in str(error.value).split('choices')[1]
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(ValueError, match=r"denoiser 'walt' needs \['classes', 'latent_shape'\]"):
+        build.denoiser({'name': 'walt'}, 'float32')
+    with pytest.raises(ValueError, match=r"needs 'steps' and 'guidance', it has \['name', 'steps'\]"):
+        build.sampler({'name': 'ddim', 'steps': 5})
+
+
+def test_an_unknown_dtype_is_refused_with_the_choices():
+    with pytest.raises(ValueError, match=r"'float16'; choices: \['bfloat16', 'float32'\]"):
+        build.tokenizer({'name': 'causal_cnn'}, 'float16')
+
+
+@pytest.mark.parametrize(('name', 'keys'), [('tokenizer', build.TOKENIZER_KEYS), ('denoiser', build.DENOISER_KEYS)])
+def test_a_configuration_has_all_keys_at_its_top_and_no_others(name, keys):
+    config = get_config(f'quickstart_{name}').to_dict()
+    build.check_keys(config, keys)
+    with pytest.raises(ValueError, match=r"missing: \[\], unknown: \['stpes'\]; it has .*'steps'"):
+        build.check_keys(config | {'stpes': 5}, keys)
+    del config['seed']
+    with pytest.raises(ValueError, match=r"missing: \['seed'\], unknown: \[\]"):
+        build.check_keys(config, keys)

@@ -1,0 +1,172 @@
+"""Checkpoints: exact, separable, complete or not there, and a workdir that belongs to one experiment."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from walt.training.checkpoints import (
+    Checkpoints,
+    claim_workdir,
+    latest_step,
+    restore_ema,
+    save_ema,
+    saved_config,
+)
+
+CONFIG = {'seed': 3, 'optimizer': {'name': 'adamw', 'betas': (0.9, 0.99)}}
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, toy):
+    """A workdir with steps 1 and 2, the state of step 2, and the batch that comes after it."""
+    workdir, state, batches = tmp_path_factory.mktemp('run'), toy.state(), toy.batches()
+    with Checkpoints(workdir, CONFIG) as checkpoints:
+        for step in (1, 2):
+            state, _ = toy.step(state, next(batches), jax.random.key(step))
+            state = state.replace(measured={'count': jnp.asarray(float(step))})
+            checkpoints.save(state, batches)
+    return workdir, state, next(batches)['x']
+
+
+def abstract_ema(state):
+    return jax.eval_shape(lambda: {'params': state.ema, 'measured': state.measured})
+
+
+def assert_same(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    for leaf, twin in zip(jax.tree.leaves(tree), jax.tree.leaves(other)):
+        assert leaf.dtype == twin.dtype
+        np.testing.assert_array_equal(leaf, twin)
+
+
+def test_a_restored_state_is_the_saved_one_and_data_goes_on_where_it_was(run, toy):
+    workdir, state, next_x = run
+    batches = toy.batches()
+    with Checkpoints(workdir, CONFIG) as checkpoints:
+        restored = checkpoints.restore_latest(toy.state(), batches)
+    assert_same(restored, state)
+    np.testing.assert_array_equal(next(batches)['x'], next_x)
+
+
+def test_a_restored_state_lies_where_the_new_one_would(run, toy):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    new = jax.device_put(toy.state(), sharding)
+    with Checkpoints(run[0], CONFIG) as checkpoints:
+        restored = checkpoints.restore_latest(new, toy.batches())
+    assert all(leaf.sharding == sharding for leaf in jax.tree.leaves(restored))
+
+
+def test_without_a_checkpoint_the_given_state_comes_back(tmp_path, toy):
+    state = toy.state()
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        assert checkpoints.restore_latest(state, toy.batches()) is state
+
+
+def test_the_average_is_restored_without_the_optimizer(run, tmp_path):
+    workdir, state, _ = run
+    sampling_only = shutil.copytree(workdir, tmp_path / 'copy')
+    for item in ('state', 'data'):
+        shutil.rmtree(sampling_only / 'checkpoints' / '2' / item)
+    restored, step = restore_ema(sampling_only, abstract_ema(state))
+    assert step == 2 and set(restored) == {'params', 'measured'}
+    assert_same(restored, {'params': state.ema, 'measured': state.measured})
+
+
+def test_an_older_step_can_be_asked_for(run):
+    workdir, state, _ = run
+    restored, step = restore_ema(workdir, abstract_ema(state), step=1)
+    assert step == 1 and restored['measured']['count'] == 1
+
+
+def test_a_missing_step_names_those_that_exist(run):
+    workdir, state, _ = run
+    with pytest.raises(FileNotFoundError, match=r'step 7 in .*checkpoints; there are steps \[1, 2\]'):
+        restore_ema(workdir, abstract_ema(state), step=7)
+    with pytest.raises(FileNotFoundError, match='step 7'):
+        saved_config(workdir, 7)
+
+
+def test_a_folder_without_checkpoints_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f'{tmp_path}/nowhere/checkpoints'):
+        restore_ema(tmp_path / 'nowhere', {})
+    (tmp_path / 'empty' / 'checkpoints').mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=f'no complete checkpoint in {tmp_path}/empty/checkpoints'):
+        saved_config(tmp_path / 'empty')
+    assert latest_step(tmp_path / 'nowhere') is latest_step(tmp_path / 'empty') is None
+    assert not (tmp_path / 'nowhere').exists()
+
+
+def test_the_configuration_is_in_the_checkpoint(run):
+    assert saved_config(run[0]) == {'seed': 3, 'optimizer': {'name': 'adamw', 'betas': [0.9, 0.99]}}
+
+
+def test_the_newest_checkpoints_stay(tmp_path, toy):
+    state, batches = toy.state(), toy.batches()
+    with Checkpoints(tmp_path, CONFIG, keep=2) as checkpoints:
+        for step in (3, 5, 9):
+            checkpoints.save(state.replace(step=jnp.asarray(step, jnp.int32)), batches)
+    assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['5', '9']
+    assert latest_step(tmp_path) == 9
+
+
+def test_a_step_that_is_there_is_not_saved_again(run, toy, tmp_path):
+    workdir = shutil.copytree(run[0], tmp_path / 'copy')
+    with Checkpoints(workdir, CONFIG) as checkpoints:
+        checkpoints.save(run[1].replace(ema={'w': jnp.zeros(3)}), toy.batches())
+    restored, _ = restore_ema(workdir, abstract_ema(run[1]))
+    assert_same(restored['params'], run[1].ema)
+
+
+def test_a_checkpoint_that_was_cut_short_is_passed_over(run, toy, tmp_path):
+    """A save writes under another name and is renamed when it is complete."""
+    workdir = shutil.copytree(run[0], tmp_path / 'copy')
+    checkpoints = workdir / 'checkpoints'
+    shutil.copytree(checkpoints / '2', checkpoints / '3.orbax-checkpoint-tmp')
+    shutil.rmtree(checkpoints / '3.orbax-checkpoint-tmp' / 'ema')
+    assert latest_step(workdir) == 2
+    with Checkpoints(workdir, CONFIG) as manager:
+        assert manager.restore_latest(toy.state(), toy.batches()).step == 2
+
+
+def test_an_average_alone_can_be_saved_and_restored(run, tmp_path):
+    averaged = {'params': run[1].ema, 'measured': run[1].measured}
+    save_ema(tmp_path, averaged, {'name': 'tokenizer'}, 42)
+    restored, step = restore_ema(tmp_path, abstract_ema(run[1]))
+    assert step == latest_step(tmp_path) == 42 and saved_config(tmp_path) == {'name': 'tokenizer'}
+    assert_same(restored, averaged)
+
+
+RUN = {'seed': 0, 'steps': 10, 'mesh': {'data': 1}, 'denoiser': {'width': 8, 'window': (2, 2)}}
+
+
+def test_a_new_workdir_is_made_and_holds_the_configuration(tmp_path):
+    claim_workdir(tmp_path / 'new' / 'run', RUN)
+    written = json.loads((tmp_path / 'new' / 'run' / 'config.json').read_text())
+    assert written == RUN | {'denoiser': {'width': 8, 'window': [2, 2]}}
+    claim_workdir(tmp_path / 'new' / 'run', RUN)
+
+
+def test_a_workdir_of_another_configuration_is_refused_with_every_difference(tmp_path):
+    claim_workdir(tmp_path, RUN)
+    before = (tmp_path / 'config.json').read_text()
+    with pytest.raises(ValueError) as error:
+        claim_workdir(tmp_path, {'seed': 1, 'steps': 99, 'mesh': {'data': 2}, 'denoiser': {'width': 9, 'rank': 2}})
+    lines = str(error.value).splitlines()
+    assert lines == [
+        f'{tmp_path} was written by another configuration:',
+        "  denoiser.rank: 'absent' there, 2 now",
+        '  denoiser.width: 8 there, 9 now',
+        "  denoiser.window: [2, 2] there, 'absent' now",
+        '  seed: 0 there, 1 now',
+    ]
+    assert (tmp_path / 'config.json').read_text() == before
+
+
+def test_length_and_machine_may_change_on_the_way(tmp_path):
+    claim_workdir(tmp_path, RUN)
+    claim_workdir(tmp_path, RUN | {'steps': 20, 'mesh': {'data': 4, 'fsdp': 2}})
+    assert json.loads((tmp_path / 'config.json').read_text())['steps'] == 20

@@ -1,0 +1,152 @@
+"""The loop: it resumes exactly, stops when asked, refuses a loss that is not finite, and logs each step once."""
+
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from walt.training.loop import fit
+
+CONFIG = {'seed': 0, 'steps': 6, 'log_every': 1, 'validate_every': 3, 'checkpoint_every': 2}
+
+
+@pytest.fixture
+def run(tmp_path, toy):
+    """run(workdir=..., step=..., before_save=..., **config): `fit` on the toy model."""
+
+    def run(workdir='run', step=toy.step, before_save=lambda state: state, **config):
+        return fit(
+            step,
+            toy.state(),
+            toy.batches(),
+            workdir=str(tmp_path / workdir),
+            config=CONFIG | config,
+            put_batch=lambda batch: batch,
+            validate=lambda state: {'w': float(state.ema['w'].sum())},
+            before_save=before_save,
+        )
+
+    return run
+
+
+def saved_steps(workdir):
+    return sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir())
+
+
+def rows(workdir, prefix):
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    return [
+        {key: value for key, value in line.items() if key != 'train/steps_per_second'}
+        for line in lines
+        if any(key.startswith(prefix) for key in line)
+    ]
+
+
+def assert_same(state, other):
+    for leaf, twin in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(leaf, twin)
+
+
+def test_it_trains_to_the_last_step_saves_it_and_logs_every_step_once(run, tmp_path):
+    state = run(steps=5)
+    assert state.step == 5
+    assert saved_steps(tmp_path / 'run') == [4, 5]
+    train = rows(tmp_path / 'run', 'train/')
+    assert [row['step'] for row in train] == [row['train/step'] for row in train] == [1, 2, 3, 4, 5]
+    assert [row['step'] for row in rows(tmp_path / 'run', 'validation/')] == [3, 5]
+
+
+def test_a_line_is_the_mean_of_the_steps_since_the_line_before(run, tmp_path):
+    run(workdir='fine')
+    run(workdir='coarse', log_every=3)
+    fine, coarse = (rows(tmp_path / name, 'train/') for name in ('fine', 'coarse'))
+    assert [row['step'] for row in coarse] == [3, 6]
+    for row, part in zip(coarse, (fine[:3], fine[3:])):
+        np.testing.assert_allclose(row['train/loss'], np.mean([step['train/loss'] for step in part]), rtol=1e-6)
+
+
+def test_the_steps_after_the_last_whole_window_are_logged_with_the_last_step(run, tmp_path):
+    run(steps=5, log_every=2)
+    train = rows(tmp_path / 'run', 'train/')
+    assert [(row['step'], row['train/step']) for row in train] == [(2, 1.5), (4, 3.5), (5, 5)]
+
+
+def test_each_step_draws_from_a_key_of_its_own(run, toy):
+    keys = []
+
+    def step(state, batch, key):
+        keys.append(tuple(np.asarray(jax.random.key_data(key)).tolist()))
+        return toy.step(state, batch, key)
+
+    run(step=step)
+    assert len(set(keys)) == len(keys) == 6
+
+
+def test_asked_to_stop_it_saves_exits_143_and_goes_on_as_if_unbroken(run, toy, tmp_path):
+    """SIGTERM arrives during step 3, which is no step to save at."""
+    unbroken = run(workdir='unbroken')
+
+    def terminated(state, batch, key):
+        if state.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return toy.step(state, batch, key)
+
+    with pytest.raises(SystemExit) as stop:
+        run(step=terminated)
+    assert stop.value.code == 128 + signal.SIGTERM == 143
+    assert saved_steps(tmp_path / 'run') == [2, 3]
+
+    assert_same(run(), unbroken)
+    for prefix in ('train/', 'validation/'):
+        assert rows(tmp_path / 'run', prefix) == rows(tmp_path / 'unbroken', prefix)
+
+
+def test_asked_to_stop_at_the_last_step_it_just_ends(run, toy, tmp_path):
+    def terminated(state, batch, key):
+        if state.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return toy.step(state, batch, key)
+
+    assert run(step=terminated).step == 6
+    assert saved_steps(tmp_path / 'run') == [4, 6]
+
+
+def test_a_finished_run_does_nothing_more(run, tmp_path):
+    state = run()
+    before = (tmp_path / 'run' / 'metrics.jsonl').read_text()
+
+    def never(*_):
+        raise AssertionError('a step of a finished run')
+
+    assert_same(run(step=never), state)
+    assert (tmp_path / 'run' / 'metrics.jsonl').read_text() == before
+
+
+def test_a_finished_run_can_be_made_longer(run):
+    run(steps=4)
+    assert_same(run(steps=6), run(workdir='unbroken', steps=6))
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.parametrize('broken', [3, 4, 6])
+def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_is_saved_from_then_on(broken, value, run, toy, tmp_path):
+    """Step 4 is one to save at, 6 the last; 3 is read when 4 was dispatched."""
+
+    def step(state, batch, key):
+        state, metrics = toy.step(state, batch, key)
+        return state, metrics | {'loss': jnp.where(state.step == broken, value, metrics['loss'])}
+
+    with pytest.raises(FloatingPointError, match=f'step {broken} is {value}'):
+        run(step=step)
+    assert max(saved_steps(tmp_path / 'run')) < broken
+
+
+def test_what_a_checkpoint_measures_is_measured_before_it_is_saved(run):
+    state = run(before_save=lambda state: state.replace(measured={'count': state.measured['count'] + 1}))
+    assert state.measured['count'] == 3  # at steps 2, 4 and 6
+    again = run()
+    assert again.measured['count'] == 3
