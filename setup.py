@@ -1,6 +1,6 @@
 """Installs walt: W.A.L.T latent video diffusion in JAX.
 
-    pip install -e '.[test]' -c launch/constraints.txt
+pip install -e '.[test]' -c launch/constraints.txt
 """
 
 import setuptools

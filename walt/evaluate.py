@@ -85,7 +85,8 @@ def evaluate(workdir: str) -> dict[str, Any]:
     asked = {'guidance': GUIDANCE.value, 'steps': STEPS.value}
     sampling = {key: value for key, value in asked.items() if value is not None}
     stage, _, step = build.restore_stage(workdir, mesh, sampling=sampling)
-    judge = Judge(stage.denoiser.classes).fit(*read_clips(build.source(config['data'], 'train'), TRAINING.value))
+    real, real_labels = read_clips(build.source(config['data'], 'train'), TRAINING.value)
+    judge = Judge(stage.denoiser.classes).fit(real, real_labels)
     return {
         'step': step,
         'tokenizer': measure_tokenizer(stage.frozen, held_out, BATCH_SIZE.value),
@@ -94,7 +95,7 @@ def evaluate(workdir: str) -> dict[str, Any]:
         'protocol': protocol
         | {
             'tokenizer': 'means over held-out clips of PSNR and SSIM of uint8 reconstructions',
-            'judge': f'SVM on centred frames of {TRAINING.value} real training clips; clip = majority of frames',
+            'judge': f'SVM on centred frames of {len(real)} real training clips; clip = majority of frames',
             'samples_of_each_class': SAMPLES.value,
             'seed': SEED.value,
             'sampler': config['sampler'] | sampling,

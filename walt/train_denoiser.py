@@ -9,7 +9,7 @@ goes on from the newest checkpoint.
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -45,9 +45,10 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
     optimizer = build.optimizer(config['optimizer'], config['steps'])
     step = make_denoiser_step(denoiser, loss, optimizer, config['ema_decay'], config['label_dropout'])
     source, held_out = (build.source(config['data'], split) for split in ('train', 'validation'))
-    frozen = take_tokenizer(config['tokenizer_dir'], workdir, mesh)
+    frozen, copy = find_tokenizer(config['tokenizer_dir'], workdir, mesh)
     check_shapes(denoiser, frozen, source)
     claim_workdir(workdir, config)
+    copy()
 
     keys = ('video', 'label')
     if config['cache_latents']:
@@ -89,16 +90,15 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
         )
 
 
-def take_tokenizer(tokenizer_dir: str, workdir: str, mesh: Mesh) -> FrozenTokenizer:
-    """The run's own copy of the tokenizer, made at the first start from `tokenizer_dir`."""
+def find_tokenizer(tokenizer_dir: str, workdir: str, mesh: Mesh) -> tuple[FrozenTokenizer, Callable[[], None]]:
+    """The run's own copy of the tokenizer, or else the one in `tokenizer_dir` with what copies it into the workdir."""
     own = build.own_tokenizer(workdir)
-    if latest_step(own) is None:
-        if not tokenizer_dir:
-            raise ValueError('config.tokenizer_dir is empty: give the workdir of a trained tokenizer')
-        frozen, config, step = build.restore_tokenizer(tokenizer_dir, mesh)
-        save_ema(own, {'params': frozen.params, 'measured': frozen.norm}, config, step)
-    frozen, _, _ = build.restore_tokenizer(own, mesh)
-    return frozen
+    if latest_step(own) is not None:
+        return build.restore_tokenizer(own, mesh)[0], lambda: None
+    if not tokenizer_dir:
+        raise ValueError('config.tokenizer_dir is empty: give the workdir of a trained tokenizer')
+    frozen, config, step = build.restore_tokenizer(tokenizer_dir, mesh)
+    return frozen, lambda: save_ema(own, {'params': frozen.params, 'measured': frozen.norm}, config, step)
 
 
 def check_shapes(denoiser, frozen: FrozenTokenizer, source) -> None:

@@ -25,8 +25,11 @@ def test_held_out_real_digits_are_read_right(judge):
     assert agreement(read_NT, labels, 10)['clips'] >= 0.95
 
 
-def test_blank_frames_are_read_as_something(judge):
-    read_NT = judge.read(np.zeros((2, 3, 32, 32, 3), np.uint8))
+@pytest.mark.filterwarnings('error')
+def test_blank_frames_have_no_middle_and_are_read_as_something(judge):
+    blank = np.zeros((2, 3, 32, 32, 3), np.uint8)
+    assert (centred_features(blank) == 0).all()
+    read_NT = judge.read(blank)
     assert read_NT.shape == (2, 3) and ((read_NT >= 0) & (read_NT < 10)).all()
 
 

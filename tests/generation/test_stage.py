@@ -66,6 +66,12 @@ def test_the_same_seed_gives_the_same_clips_and_another_seed_others(stage, batch
     assert (other != again).mean() > 0.1
 
 
+@pytest.mark.parametrize('change', [{'guidance': 1.0}, {'self_conditioning': False}, {'stepper': Ddim(0.0)}], ids=str)
+def test_guidance_self_conditioning_and_sampler_all_matter(stage, batches, change):
+    (other,) = dataclasses.replace(stage, **change).clips(LABELS[:2], seed=0, batch_size=2)
+    assert (other != batches[0]).mean() > 0.01
+
+
 @pytest.mark.parametrize(('labels', 'wrong'), [([0, 10], r'\[10\]'), ([-1, 3, 12], r'\[-1, 12\]')])
 def test_labels_that_are_no_classes_are_refused_with_the_range(stage, labels, wrong):
     """The null class is one of them."""

@@ -104,7 +104,10 @@ class CausalConv3d(nn.Module):
             PARAM_DTYPE,
         )
         x_BTHWC = pad_causal(x_BTHWC.astype(self.dtype), self.kernel)
-        y = conv3d(x_BTHWC, kernel.astype(self.dtype), self.strides)
+        # Whole along its input channels: where both are split, XLA's partitioner gets gradients wrong
+        # (openxla/xla#40034).
+        kernel = nn.with_logical_constraint(kernel.astype(self.dtype), (None, None, None, None, self.axes[1]))
+        y = conv3d(x_BTHWC, kernel, self.strides)
         if self.use_bias:
             bias = self.param(
                 'bias', nn.with_logical_partitioning(zeros, (self.axes[1],)), (self.features,), PARAM_DTYPE

@@ -62,6 +62,7 @@ def fit(
                 window.push(step, values)
                 if last or step % config['validate_every'] == 0:
                     window.flush()
+                    window.write(step)
                     metrics.write(step, {f'validation/{name}': value for name, value in validate(state).items()})
                 if last or step % config['checkpoint_every'] == 0 or interrupt.signal:
                     window.flush()
@@ -101,10 +102,17 @@ class Window:
         self._bar.set_postfix(loss=f'{values["loss"]:.4f}', refresh=False)
         self._bar.update()
         if step % self._log_every == 0:
-            means = {f'train/{name}': sum(row[name] for row in self._values) / len(self._values) for name in values}
-            rate = len(self._values) / (time.perf_counter() - self._start)
-            self._metrics.write(step, means | {'train/steps_per_second': rate})
-            self._values, self._start = [], time.perf_counter()
+            self.write(step)
+
+    def write(self, step: int) -> None:
+        """Writes the means of what was read since the last time, if anything was."""
+        if not self._values:
+            return
+        names = self._values[0]
+        means = {f'train/{name}': sum(row[name] for row in self._values) / len(self._values) for name in names}
+        rate = len(self._values) / (time.perf_counter() - self._start)
+        self._metrics.write(step, means | {'train/steps_per_second': rate})
+        self._values, self._start = [], time.perf_counter()
 
 
 def _progress(first: int, steps: int) -> tqdm:

@@ -20,21 +20,21 @@ def adamw(
     Args:
         learning_rate: its peak, reached after `warmup_steps`.
         final_fraction: where the cosine ends, as a fraction of the peak; 1 keeps the peak.
-        weight_decay: decoupled, on matrices and kernels only, not on biases, scales and other vectors.
+        weight_decay: decoupled, on kernels only: not on biases, scales, tables of embeddings.
 
     Raises:
-        ValueError: if the warm-up is longer than the run.
+        ValueError: if the warm-up takes the whole run.
     """
-    if not 0 <= warmup_steps <= steps:
+    if not 0 <= warmup_steps < steps:
         raise ValueError(f'warmup_steps {warmup_steps} do not fit a run of {steps} steps')
     schedule = optax.warmup_cosine_decay_schedule(
         0.0 if warmup_steps else learning_rate, learning_rate, warmup_steps, steps, final_fraction * learning_rate
     )
 
-    def matrices(params):
-        return jax.tree.map(lambda parameter: parameter.ndim > 1, params)
+    def kernels(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1] == jax.tree_util.DictKey('kernel'), params)
 
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
-        optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=matrices),
+        optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=kernels),
     )
