@@ -70,7 +70,7 @@ def test_a_line_is_the_mean_of_the_steps_since_the_line_before(run, tmp_path):
 
 
 def test_the_steps_after_the_last_whole_window_are_logged_with_the_last_step(run, tmp_path):
-    run(steps=5, log_every=2)
+    run(steps=5, log_every=2, validate_every=5)
     train = rows(tmp_path / 'run', 'train/')
     assert [(row['step'], row['train/step']) for row in train] == [(2, 1.5), (4, 3.5), (5, 5)]
 
@@ -103,6 +103,20 @@ def test_asked_to_stop_it_saves_exits_143_and_goes_on_as_if_unbroken(run, toy, t
     assert_same(run(), unbroken)
     for prefix in ('train/', 'validation/'):
         assert rows(tmp_path / 'run', prefix) == rows(tmp_path / 'unbroken', prefix)
+
+
+def test_the_steps_before_an_interruption_are_logged_too(run, toy, tmp_path):
+    def terminated(state, batch, key):
+        if state.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return toy.step(state, batch, key)
+
+    every = {'log_every': 4, 'validate_every': 6}
+    with pytest.raises(SystemExit):
+        run(step=terminated, **every)
+    run(**every)
+    train = rows(tmp_path / 'run', 'train/')
+    assert [(row['step'], row['train/step']) for row in train] == [(3, 2), (4, 4), (6, 5.5)]
 
 
 def test_asked_to_stop_at_the_last_step_it_just_ends(run, toy, tmp_path):

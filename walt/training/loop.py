@@ -62,10 +62,11 @@ def fit(
                 window.push(step, values)
                 if last or step % config['validate_every'] == 0:
                     window.flush()
-                    window.write(step)
                     metrics.write(step, {f'validation/{name}': value for name, value in validate(state).items()})
                 if last or step % config['checkpoint_every'] == 0 or interrupt.signal:
                     window.flush()
+                    if last or interrupt.signal:
+                        window.write(step)
                     state = before_save(state)
                     checkpoints.save(state, batches)
                 if interrupt.signal and not last:
