@@ -286,3 +286,8 @@ def test_folder_without_a_usable_video_says_why(tmp_path):
 def test_fields_out_of_range_are_named(folder, fields, message):
     with pytest.raises(ValueError, match=message):
         VideoFolder(folder, **{'split': 'train', **fields})
+
+
+def test_an_empty_root_is_not_taken_for_the_current_folder():
+    with pytest.raises(ValueError, match='root is empty'):
+        VideoFolder('', 'train')

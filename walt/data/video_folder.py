@@ -82,6 +82,8 @@ class VideoFolder:
 
     def __post_init__(self):
         check_stream(self.seed, self.split)
+        if not os.fspath(self.root):
+            raise ValueError('root is empty: give the folder that holds the videos')
         for field in ('frames', 'stride', 'clips_per_file'):
             if getattr(self, field) < 1:
                 raise ValueError(f'{field} must be 1 or more, got {getattr(self, field)}')
