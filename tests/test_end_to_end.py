@@ -212,10 +212,11 @@ def test_keys_that_a_configuration_lacks_or_has_too_many_are_refused_before_anyt
     assert not (tmp_path / 'new').exists()
 
 
-def test_batches_that_do_not_fit_the_clips_of_a_tokenizer_are_refused(trained, tmp_path):
+def test_clips_that_do_not_fit_the_tokenizer_are_refused_before_anything_is_written(trained, tmp_path):
     data = trained.configs['tokenizer']['data'] | {'frames': 6}
     with pytest.raises(ValueError, match=r'6 frames are not 1 \+ k \* 4'):
         trained.train['tokenizer'](tmp_path / 'new', data=data)
+    assert not (tmp_path / 'new').exists()
 
 
 def test_a_key_that_the_configuration_does_not_have_is_refused_on_the_command_line(tmp_path):
