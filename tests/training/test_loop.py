@@ -1,7 +1,6 @@
 """The loop: it resumes exactly, stops when asked, refuses a loss that is not finite, and logs each step once."""
 
 import json
-import os
 import signal
 
 import jax
@@ -92,7 +91,7 @@ def test_asked_to_stop_it_saves_exits_143_and_goes_on_as_if_unbroken(run, toy, t
 
     def terminated(state, batch, key):
         if state.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return toy.step(state, batch, key)
 
     with pytest.raises(SystemExit) as stop:
@@ -108,7 +107,7 @@ def test_asked_to_stop_it_saves_exits_143_and_goes_on_as_if_unbroken(run, toy, t
 def test_the_steps_before_an_interruption_are_logged_too(run, toy, tmp_path):
     def terminated(state, batch, key):
         if state.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return toy.step(state, batch, key)
 
     every = {'log_every': 4, 'validate_every': 6}
@@ -122,7 +121,7 @@ def test_the_steps_before_an_interruption_are_logged_too(run, toy, tmp_path):
 def test_asked_to_stop_at_the_last_step_it_just_ends(run, toy, tmp_path):
     def terminated(state, batch, key):
         if state.step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return toy.step(state, batch, key)
 
     assert run(step=terminated).step == 6
