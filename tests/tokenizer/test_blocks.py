@@ -31,7 +31,7 @@ def test_upsampling_makes_s_frames_of_each_frame_after_the_first(stride, seen, r
 
 @pytest.mark.parametrize('kernel', [3, 4])
 def test_downsampling_ends_each_group_of_frames_at_its_last(kernel, random_parameters):
-    assert last_frame_seen(Downsample((2, 2, 2), kernel), 5, random_parameters) == [0, 2, 4]
+    assert last_frame_seen(Downsample((2, 2, 2), (kernel,) * 3), 5, random_parameters) == [0, 2, 4]
 
 
 @pytest.mark.parametrize('features', [4, 6])

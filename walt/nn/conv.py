@@ -97,23 +97,38 @@ class CausalConv3d(nn.Module):
     @nn.compact
     def __call__(self, x_BTHWC):
         init = initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal', in_axis=(0, 1, 2, 3), out_axis=4)
-        kernel = self.param(
-            'kernel',
-            nn.with_logical_partitioning(init, ('kernel_t', 'kernel_h', 'kernel_w', *self.axes)),
-            (*self.kernel, x_BTHWC.shape[-1], self.features),
-            PARAM_DTYPE,
-        )
-        x_BTHWC = pad_causal(x_BTHWC.astype(self.dtype), self.kernel)
-        # Whole along its input channels: where both are split, XLA's partitioner gets gradients wrong
-        # (openxla/xla#40034).
-        kernel = nn.with_logical_constraint(kernel.astype(self.dtype), (None, None, None, None, self.axes[1]))
-        y = conv3d(x_BTHWC, kernel, self.strides)
-        if self.use_bias:
-            bias = self.param(
-                'bias', nn.with_logical_partitioning(zeros, (self.axes[1],)), (self.features,), PARAM_DTYPE
-            )
-            y = y + bias.astype(self.dtype)
-        return y
+        return _convolve(self, pad_causal(x_BTHWC, self.kernel), init, self.strides)
+
+
+class SameConv3d(nn.Module):
+    """A convolution with zeros around it, of odd extents, not causal: (B, T, H, W, C) -> (B, T, H, W, features)."""
+
+    features: int
+    kernel: Triple = (3, 3, 3)
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+    axes: Sequence[str] = ('in_channels', 'out_channels')
+
+    @nn.compact
+    def __call__(self, x_BTHWC):
+        around = [(k // 2, k // 2) for k in self.kernel]
+        x_BTHWC = jnp.pad(x_BTHWC, [(0, 0), *around, (0, 0)])
+        init = initializers.variance_scaling(1.0, 'fan_avg', 'uniform', in_axis=(0, 1, 2, 3), out_axis=4)
+        return _convolve(self, x_BTHWC, init)
+
+
+def _convolve(layer: CausalConv3d | SameConv3d, x_BTHWC, init, strides: Triple = (1, 1, 1)):
+    """The parameters of `layer`, and its convolution of what was padded already."""
+    shape = (*layer.kernel, x_BTHWC.shape[-1], layer.features)
+    axes = ('kernel_t', 'kernel_h', 'kernel_w', *layer.axes)
+    kernel = layer.param('kernel', nn.with_logical_partitioning(init, axes), shape, PARAM_DTYPE)
+    # Whole along its input channels: where both are split, XLA's partitioner gets gradients wrong (openxla/xla#40034).
+    kernel = nn.with_logical_constraint(kernel.astype(layer.dtype), (None, None, None, None, layer.axes[1]))
+    y = conv3d(x_BTHWC.astype(layer.dtype), kernel, strides)
+    if layer.use_bias:
+        bias_init = nn.with_logical_partitioning(zeros, (layer.axes[1],))
+        y = y + layer.param('bias', bias_init, (layer.features,), PARAM_DTYPE).astype(layer.dtype)
+    return y
 
 
 def depth_to_space(x_BTHWC, strides: Triple):

@@ -26,6 +26,7 @@ class Tokenizer(nn.Module):
         spatial_strides: down-sampling in space between neighbouring levels, finest first; one less than levels.
         temporal_strides: the same in time.
         latent_channels: c, the channels of the latent.
+        kernel_t: extent in time of every kernel; 1 makes a tokenizer of images, which `inflation` makes one of video.
         down_kernel: extent of the down-sampling kernels (3 in the paper's figure, 4 in praxis).
         groups: groups of every group norm.
         pixel_channels: 3 for RGB.
@@ -43,6 +44,7 @@ class Tokenizer(nn.Module):
     spatial_strides: Sequence[int] = (2, 2, 2)
     temporal_strides: Sequence[int] = (1, 2, 2)
     latent_channels: int = 8
+    kernel_t: int = 3
     down_kernel: int = 3
     groups: int = 32
     pixel_channels: int = 3
@@ -59,6 +61,8 @@ class Tokenizer(nn.Module):
                 raise ValueError(
                     f'{name} {strides} must have one entry less than multipliers {tuple(self.multipliers)}'
                 )
+        if self.kernel_t == 1 and max(self.temporal_strides, default=1) > 1:
+            raise ValueError(f'kernels of kernel_t 1 see one frame: temporal_strides {tuple(self.temporal_strides)}')
         for multiplier in self.multipliers:
             if (self.channels * multiplier) % self.groups:
                 raise ValueError(
@@ -73,10 +77,12 @@ class Tokenizer(nn.Module):
             blocks=self.blocks,
             middle_blocks=self.middle_blocks,
             strides=strides,
+            kernel=(self.kernel_t, 3, 3),
             groups=self.groups,
             dtype=self.dtype,
         )
-        self.encoder = Encoder(latent_channels=self.latent_channels, down_kernel=self.down_kernel, **levels)
+        down_kernel = (1 if self.kernel_t == 1 else self.down_kernel, self.down_kernel, self.down_kernel)
+        self.encoder = Encoder(features=self.latent_channels, down_kernel=down_kernel, **levels)
         self.decoder = Decoder(pixel_channels=self.pixel_channels, **levels)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:

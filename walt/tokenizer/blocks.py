@@ -14,6 +14,7 @@ class ResBlock(nn.Module):
 
     features: int
     groups: int
+    kernel: Triple = (3, 3, 3)
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -21,7 +22,7 @@ class ResBlock(nn.Module):
         shortcut = x
         for _ in range(2):
             x = nn.swish(FrameGroupNorm(self.groups, dtype=self.dtype)(x))
-            x = CausalConv3d(self.features, use_bias=False, dtype=self.dtype)(x)
+            x = CausalConv3d(self.features, self.kernel, use_bias=False, dtype=self.dtype)(x)
         if shortcut.shape[-1] != self.features:
             shortcut = CausalConv3d(self.features, (1, 1, 1), use_bias=False, dtype=self.dtype)(shortcut)
         return shortcut + x
@@ -31,21 +32,22 @@ class Downsample(nn.Module):
     """A strided convolution that keeps the channels: 1 + s n frames -> 1 + n."""
 
     strides: Triple
-    kernel: int = 3
+    kernel: Triple = (3, 3, 3)
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x):
-        return CausalConv3d(x.shape[-1], (self.kernel,) * 3, self.strides, dtype=self.dtype)(x)
+        return CausalConv3d(x.shape[-1], self.kernel, self.strides, dtype=self.dtype)(x)
 
 
 class Upsample(nn.Module):
     """A convolution to s_t s_h s_w times the channels, depth-to-space, and the first s_t - 1 frames dropped."""
 
     strides: Triple
+    kernel: Triple = (3, 3, 3)
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x):
-        x = CausalConv3d(x.shape[-1] * math.prod(self.strides), dtype=self.dtype)(x)
+        x = CausalConv3d(x.shape[-1] * math.prod(self.strides), self.kernel, dtype=self.dtype)(x)
         return drop_first_frames(depth_to_space(x, self.strides), self.strides[0])

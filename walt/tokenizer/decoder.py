@@ -22,22 +22,24 @@ class Decoder(nn.Module):
     middle_blocks: int
     strides: Sequence[Triple]
     pixel_channels: int
+    kernel: Triple
     groups: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, z_BTHWC):
         widths = [self.channels * multiplier for multiplier in self.multipliers]
-        x = CausalConv3d(widths[-1], dtype=self.dtype, axes=('latent', 'out_channels'), name='stem')(z_BTHWC)
+        stem = dict(dtype=self.dtype, axes=('latent', 'out_channels'), name='stem')
+        x = CausalConv3d(widths[-1], self.kernel, **stem)(z_BTHWC)
         for block in range(self.middle_blocks):
-            x = ResBlock(widths[-1], self.groups, self.dtype, name=f'middle_block{block}')(x)
+            x = ResBlock(widths[-1], self.groups, self.kernel, self.dtype, name=f'middle_block{block}')(x)
         for level in reversed(range(len(widths))):
             finer = tuple(reversed(self.strides[level:]))  # the up-samplings that lie behind
             x = AdaptiveGroupNorm(finer, self.groups, self.dtype, name=f'level{level}_adaptive')(x, z_BTHWC)
             for block in range(self.blocks[level]):
-                x = ResBlock(widths[level], self.groups, self.dtype, name=f'level{level}_block{block}')(x)
+                x = ResBlock(widths[level], self.groups, self.kernel, self.dtype, name=f'level{level}_block{block}')(x)
             if level > 0:
-                x = Upsample(self.strides[level - 1], self.dtype, name=f'level{level}_up')(x)
+                x = Upsample(self.strides[level - 1], self.kernel, self.dtype, name=f'level{level}_up')(x)
         x = nn.swish(FrameGroupNorm(self.groups, dtype=self.dtype, name='head_norm')(x))
-        head = CausalConv3d(self.pixel_channels, dtype=self.dtype, axes=('in_channels', 'pixel'), name='head')
-        return head(x).astype(jnp.float32)
+        head = dict(dtype=self.dtype, axes=('in_channels', 'pixel'), name='head')
+        return CausalConv3d(self.pixel_channels, self.kernel, **head)(x).astype(jnp.float32)

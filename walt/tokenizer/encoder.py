@@ -16,33 +16,31 @@ from walt.tokenizer.blocks import Downsample, ResBlock
 
 
 class Encoder(nn.Module):
-    """video_BTHWC -> z_BTHWC; fields as in `Tokenizer`."""
+    """video_BTHWC -> h_BTHWC, what the bottleneck makes latents of; fields as in `Tokenizer`."""
 
     channels: int
     multipliers: Sequence[int]
     blocks: Sequence[int]
     middle_blocks: int
     strides: Sequence[Triple]
-    latent_channels: int
-    down_kernel: int
+    features: int  # what the bottleneck takes in
+    kernel: Triple
+    down_kernel: Triple
     groups: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, video_BTHWC):
         widths = [self.channels * multiplier for multiplier in self.multipliers]
-        x = CausalConv3d(widths[0], use_bias=False, dtype=self.dtype, axes=('pixel', 'out_channels'), name='stem')(
-            video_BTHWC
-        )
+        stem = dict(use_bias=False, dtype=self.dtype, axes=('pixel', 'out_channels'), name='stem')
+        x = CausalConv3d(widths[0], self.kernel, **stem)(video_BTHWC)
         for level, width in enumerate(widths):
             for block in range(self.blocks[level]):
-                x = ResBlock(width, self.groups, self.dtype, name=f'level{level}_block{block}')(x)
+                x = ResBlock(width, self.groups, self.kernel, self.dtype, name=f'level{level}_block{block}')(x)
             if level < len(self.strides):
                 x = Downsample(self.strides[level], self.down_kernel, self.dtype, name=f'level{level}_down')(x)
         for block in range(self.middle_blocks):
-            x = ResBlock(widths[-1], self.groups, self.dtype, name=f'middle_block{block}')(x)
+            x = ResBlock(widths[-1], self.groups, self.kernel, self.dtype, name=f'middle_block{block}')(x)
         x = nn.swish(FrameGroupNorm(self.groups, dtype=self.dtype, name='head_norm')(x))
-        head = CausalConv3d(
-            self.latent_channels, (1, 1, 1), dtype=self.dtype, axes=('in_channels', 'latent'), name='head'
-        )
+        head = CausalConv3d(self.features, (1, 1, 1), dtype=self.dtype, axes=('in_channels', 'latent'), name='head')
         return head(x).astype(jnp.float32)
