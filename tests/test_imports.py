@@ -19,6 +19,7 @@ ALLOWED = {
     'diffusion': {'randomness'},
     'data': set(),
     'evaluation': {'nn'},
+    'features': set(),
     'text': {'nn'},
     'interop': {'nn'},
     'generation': {'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness'},

@@ -1,0 +1,1 @@
+"""Frozen feature networks whose weights come with installed packages, and the distance between frames over them."""

