@@ -35,9 +35,13 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
         spatial_strides=(2, 2, 2),
         temporal_strides=(1, 2, 2),
         latent_channels=8,
+        bottleneck=dict(name='none'),
         groups=8,
     )
     config.losses = dict(reconstruction=5.0)
+    config.perceptual = dict(name='none')
+    config.discriminator = dict(name='none')
+    config.start = dict(tokenizer_dir='', freeze_encoder=False)
     config.optimizer = dict(name='adamw', learning_rate=4e-3, warmup_steps=50, b1=0.9, b2=0.99, clip_norm=1.0)
     config.ema_decay = 0.99
     config.latent_norm_batches = 32

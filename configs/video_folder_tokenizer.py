@@ -28,9 +28,13 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
         spatial_strides=(2, 2, 2),
         temporal_strides=(1, 2, 2),
         latent_channels=8,
+        bottleneck=dict(name='none'),
         groups=32,
     )
     config.losses = dict(reconstruction=5.0)
+    config.perceptual = dict(name='none')
+    config.discriminator = dict(name='none')
+    config.start = dict(tokenizer_dir='', freeze_encoder=False)
     config.optimizer = dict(name='adamw', learning_rate=1e-4, warmup_steps=2000, b1=0.9, b2=0.99, clip_norm=1.0)
     config.ema_decay = 0.999
     config.latent_norm_batches = 64

@@ -18,10 +18,9 @@ from walt.diffusion.schedules import ContinuousLinear, DiscreteLinear
 from walt.diffusion.steppers import Ddim
 from walt.parallel.mesh import make_mesh
 from walt.tokenizer.autoencoder import Tokenizer
-from walt.tokenizer.losses import check_weights
 from walt.training.denoiser_step import make_denoiser_step
 from walt.training.state import create
-from walt.training.tokenizer_step import make_tokenizer_step
+from walt.training.tokenizer_step import create_tokenizer_state, make_tokenizer_step
 
 FILES = Path(__file__).parents[1].glob('configs/*.py')
 CONFIGS = sorted(path.stem for path in FILES if path.stem not in ('__init__', 'common'))
@@ -53,26 +52,33 @@ def test_every_config_builds_its_objects_and_its_smoke_mode_takes_a_step_in_shap
     batch = {'label': jax.ShapeDtypeStruct((config['batch_size'],), jnp.int32)}
     if 'tokenizer' in config:
         build.check_keys(config, build.TOKENIZER_KEYS)
-        check_weights(config['losses'])
-        tokenizer = build.tokenizer(config['tokenizer'], config['dtype'])
-        init = build.init_tokenizer(tokenizer, video_shape)
+        objective = build.tokenizer_objective(config)
+        perceptual = build.perceptual(config['perceptual'], config['dtype'])
         batch['video'] = jax.ShapeDtypeStruct((config['batch_size'], *video_shape), jnp.uint8)
-        step = make_tokenizer_step(tokenizer, config['losses'], optimizer, config['ema_decay'])
+        whole_step = make_tokenizer_step(objective, optimizer, config['ema_decay'])
+
+        def new(key):
+            return create_tokenizer_state(objective, optimizer, make_mesh(), key, video_shape)[0]
+
+        def step(state, batch, key):
+            return whole_step(state, perceptual, batch, key)
     else:
         build.check_keys(config, build.DENOISER_KEYS)
         denoiser = build.denoiser(config['denoiser'], config['dtype'])
         assert denoiser.classes == source.num_classes
         build.sampler(config['sampler'])
         loss = build.loss(config['loss'], build.schedule(config['schedule']))
-        init = build.init_denoiser(denoiser)
         batch['z'] = jax.ShapeDtypeStruct((config['batch_size'], *denoiser.latent_shape), jnp.float32)
         whole_step = make_denoiser_step(denoiser, loss, optimizer, config['ema_decay'], config['label_dropout'])
+
+        def new(key):
+            return create(build.init_denoiser(denoiser), optimizer, make_mesh(), key)[0]
 
         def step(state, batch, key):
             return whole_step(state, None, batch, key)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(lambda key: create(init, optimizer, make_mesh(), key)[0], key)
+    state = jax.eval_shape(new, key)
     assert len(jax.tree.leaves(state.params)) > 10
     if mode == 'smoke':
         after, metrics = jax.eval_shape(step, state, batch, key)

@@ -5,6 +5,7 @@ is documented where its class is, and `grep` for a key of a config finds the fie
 a table and keys that no constructor takes are errors that list the choices.
 """
 
+import dataclasses
 import inspect
 import math
 import os
@@ -22,17 +23,25 @@ from walt.denoiser.walt import Walt
 from walt.diffusion.loss import DenoisingLoss
 from walt.diffusion.schedules import ContinuousLinear, DiscreteLinear, Schedule
 from walt.diffusion.steppers import Ddim
+from walt.features.perceptual import squeezenet_distance
 from walt.generation.stage import Stage
 from walt.parallel.rules import replicated
 from walt.precision import compute_dtype
 from walt.tokenizer.autoencoder import Tokenizer
+from walt.tokenizer.bottleneck import Continuous, Fsq, Kl, Lfq, Vq
+from walt.tokenizer.discriminator import Discriminator
 from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
+from walt.tokenizer.inflation import inflate
+from walt.tokenizer.objective import Objective
 from walt.training.checkpoints import restore_ema, saved_config
 from walt.training.optimizer import adamw
 from walt.training.state import abstract_params
 
 SOURCES = {'moving_digits': MovingDigits, 'video_folder': VideoFolder}
 TOKENIZERS = {'causal_cnn': Tokenizer}
+BOTTLENECKS = {'none': Continuous, 'kl': Kl, 'vq': Vq, 'lfq': Lfq, 'fsq': Fsq}
+DISCRIMINATORS = {'none': lambda dtype: None, 'residual_3d': Discriminator}
+PERCEPTUAL = {'none': lambda dtype: None, 'squeezenet': squeezenet_distance}
 DENOISERS = {'walt': Walt}
 SCHEDULES = {'discrete_linear': DiscreteLinear, 'continuous_linear': ContinuousLinear}
 STEPPERS = {'ddim': Ddim}
@@ -40,7 +49,7 @@ OPTIMIZERS = {'adamw': adamw}
 
 _RUN_KEYS = {'seed', 'batch_size', 'steps', 'data', 'tokenizer', 'optimizer', 'ema_decay', 'dtype', 'mesh'}
 _RUN_KEYS |= {'log_every', 'checkpoint_every', 'validate_every', 'validation_batches'}
-TOKENIZER_KEYS = _RUN_KEYS | {'losses', 'latent_norm_batches'}
+TOKENIZER_KEYS = _RUN_KEYS | {'losses', 'perceptual', 'discriminator', 'start', 'latent_norm_batches'}
 DENOISER_KEYS = _RUN_KEYS - {'tokenizer'} | {'tokenizer_dir', 'cache_latents', 'denoiser', 'schedule', 'loss'}
 DENOISER_KEYS |= {'label_dropout', 'sampler'}
 
@@ -84,7 +93,33 @@ def source(section: Mapping[str, Any], split: str):
 
 
 def tokenizer(section: Mapping[str, Any], dtype: str) -> Tokenizer:
+    """The module; its `bottleneck` is a section of its own."""
+    section = dict(section)
+    if 'bottleneck' in section:
+        section['bottleneck'] = construct('bottleneck', section['bottleneck'], BOTTLENECKS)
     return construct('tokenizer', section, TOKENIZERS, dtype=compute_dtype(dtype))
+
+
+def perceptual(section: Mapping[str, Any], dtype: str):
+    """The distance of frames in a feature network, or None. Raises `FileNotFoundError` where it is not installed."""
+    return construct('perceptual', section, PERCEPTUAL, dtype=compute_dtype(dtype))
+
+
+def tokenizer_objective(config: Mapping[str, Any]) -> Objective:
+    """What a tokenizer's configuration minimises; reads no weights."""
+    start, dtype = config['start'], compute_dtype(config['dtype'])
+    unknown = sorted({'tokenizer_dir', 'freeze_encoder'} ^ set(start))
+    if unknown:
+        raise ValueError(f"start has the keys 'tokenizer_dir' and 'freeze_encoder', and differs in {unknown}")
+    if start['freeze_encoder'] and not start['tokenizer_dir']:
+        raise ValueError('start.freeze_encoder is on, but start.tokenizer_dir is empty: a new encoder knows nothing')
+    return Objective(
+        tokenizer(config['tokenizer'], config['dtype']),
+        config['losses'],
+        perceptual=config['perceptual']['name'] != 'none',
+        discriminator=construct('discriminator', config['discriminator'], DISCRIMINATORS, dtype=dtype),
+        freeze_encoder=start['freeze_encoder'],
+    )
 
 
 def denoiser(section: Mapping[str, Any], dtype: str) -> Walt:
@@ -144,6 +179,29 @@ def restore_tokenizer(workdir: str, mesh: Mesh, step: int | None = None) -> tupl
     }
     restored, step = restore_ema(workdir, abstract, step)
     return FrozenTokenizer(module, restored['params'], restored['measured']), config, step
+
+
+def starting_params(tokenizer_dir: str, module: Tokenizer, params: Any, mesh: Mesh) -> Any:
+    """The averaged parameters of another run, inflated if that one is of images and `module` is of video.
+
+    Args:
+        params: new parameters of `module`, whose shapes and layout the result has.
+
+    Raises:
+        ValueError: if the two tokenizers differ in anything else than time, naming each difference with both values.
+    """
+    frozen, _, _ = restore_tokenizer(tokenizer_dir, mesh)
+    free = {'parent', 'name', 'dtype'} | ({'kernel_t', 'temporal_strides'} if frozen.module.kernel_t == 1 else set())
+    fields = [field.name for field in dataclasses.fields(Tokenizer) if field.name not in free]
+    changed = [
+        f'{name}: {getattr(frozen.module, name)!r} there, {getattr(module, name)!r} here'
+        for name in fields
+        if getattr(frozen.module, name) != getattr(module, name)
+    ]
+    if changed:
+        raise ValueError(f'the tokenizer in {tokenizer_dir} does not fit: ' + '; '.join(changed))
+    found = frozen.params if frozen.module.kernel_t == module.kernel_t else inflate(frozen.params, params)
+    return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, params)
 
 
 def restore_stage(

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import app, flags, logging
 
 from walt import build
@@ -21,13 +20,14 @@ from walt.parallel.rules import activate, batch_sharding, replicated
 from walt.parallel.shard import put_batch
 from walt.randomness import stream
 from walt.tokenizer.frozen import LatentNorm
-from walt.tokenizer.losses import check_weights
-from walt.tokenizer.pixels import from_uint8
-from walt.training.checkpoints import claim_workdir
+from walt.tokenizer.objective import Objective
+from walt.tokenizer.pixels import check_brightness, from_uint8
+from walt.training.checkpoints import claim_workdir, latest_step
 from walt.training.feed import process_batches
 from walt.training.loop import fit
-from walt.training.state import State, create
-from walt.training.tokenizer_step import make_tokenizer_step
+from walt.training.state import State
+from walt.training.tokenizer_step import create_tokenizer_state, make_tokenizer_step
+from walt.training.tokenizer_validation import make_tokenizer_validation
 
 CONFIG = build.config_flag()
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, configuration.', required=True)
@@ -36,34 +36,34 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, 
 def train(config: Mapping[str, Any], workdir: str) -> State:
     """Trains to `config['steps']` and returns the last state. Errors of the configuration come before training."""
     build.check_keys(config, build.TOKENIZER_KEYS)
-    check_weights(config['losses'])
     mesh = make_mesh(**config['mesh'])
     check_batch(mesh, config['batch_size'])
-    tokenizer = build.tokenizer(config['tokenizer'], config['dtype'])
+    objective = build.tokenizer_objective(config)
+    tokenizer = objective.tokenizer
+    perceptual = build.perceptual(config['perceptual'], config['dtype'])
     optimizer = build.optimizer(config['optimizer'], config['steps'])
     source, held_out = (build.source(config['data'], split) for split in ('train', 'validation'))
     video_shape = source[0]['video'].shape
     tokenizer.latent_shape(*video_shape[:3])
-    claim_workdir(workdir, config)
-
     rows = functools.partial(process_batches, batch_size=config['batch_size'], keys=('video',), seed=config['seed'])
-    init = build.init_tokenizer(tokenizer, video_shape)
-    measured = LatentNorm.identity(tokenizer.latent_channels)
-    state, layout = create(init, optimizer, mesh, stream(jax.random.key(config['seed']), 'init'), measured)
+    check_brightness(next(iter(rows(source)))['video'])
+    key = stream(jax.random.key(config['seed']), 'init')
+    state, layout = create_tokenizer_state(objective, optimizer, mesh, key, video_shape)
+    if config['start']['tokenizer_dir'] and latest_step(workdir) is None:
+        params = build.starting_params(config['start']['tokenizer_dir'], tokenizer, state.params, mesh)
+        state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
+    claim_workdir(workdir, config)
+    if jax.process_index() == 0:
+        print(describe(objective, config))
+
     whole, by_rows = replicated(mesh), batch_sharding(mesh)
     step = jax.jit(
-        make_tokenizer_step(tokenizer, config['losses'], optimizer, config['ema_decay']),
-        in_shardings=(layout, by_rows, whole),
+        make_tokenizer_step(objective, optimizer, config['ema_decay']),
+        in_shardings=(layout, None, by_rows, whole),
         out_shardings=(layout, whole),
         donate_argnums=0,
     )
-
-    @jax.jit
-    def held_out_psnr(params, video_BTHWC):
-        video_BTHWC = from_uint8(video_BTHWC)
-        reconstruction_BTHWC, _ = tokenizer.apply({'params': params}, video_BTHWC)
-        mse_B = jnp.square(jnp.clip(reconstruction_BTHWC, 0, 1) - video_BTHWC).mean((1, 2, 3, 4))
-        return -10 * jnp.log10(mse_B).mean()
+    examine = make_tokenizer_validation(tokenizer)
 
     @jax.jit
     def encode(params, video_BTHWC):
@@ -74,9 +74,7 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
             yield put_batch(mesh, batch)['video']
 
     def validate(state: State):
-        return {
-            'psnr': np.mean([held_out_psnr(state.ema, video) for video in some(held_out, config['validation_batches'])])
-        }
+        return examine(state.ema, perceptual, some(held_out, config['validation_batches']))
 
     def measure_latents(state: State) -> State:
         latents = (encode(state.ema, video) for video in some(source, config['latent_norm_batches']))
@@ -84,7 +82,7 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
 
     with activate(mesh):
         return fit(
-            step,
+            lambda state, batch, key: step(state, perceptual, batch, key),
             state,
             iter(rows(source)),
             workdir=workdir,
@@ -93,6 +91,19 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
             validate=validate,
             before_save=measure_latents,
         )
+
+
+def describe(objective: Objective, config: Mapping[str, Any]) -> str:
+    """What this run minimises, also what is off."""
+    start = config['start']['tokenizer_dir'] or 'new parameters'
+    lines = {
+        'bottleneck': type(objective.tokenizer.bottleneck).__name__.lower(),
+        'perceptual loss': config['perceptual']['name'] if objective.perceptual else 'off',
+        'adversarial loss': config['discriminator']['name'] if objective.discriminator else 'off',
+        'weights': ', '.join(f'{name} {weight:g}' for name, weight in objective.weights.items()),
+        'starts from': start + (', encoder frozen' if objective.freeze_encoder else ''),
+    }
+    return '\n'.join(f'{name:>18}: {value}' for name, value in lines.items())
 
 
 def main(_) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh
 
-from walt.build import init_denoiser, init_tokenizer
+from walt.build import init_denoiser
 from walt.denoiser.walt import Walt
 from walt.diffusion.loss import DenoisingLoss
 from walt.diffusion.schedules import DiscreteLinear
@@ -18,9 +18,12 @@ from walt.parallel.mesh import AXES, make_mesh
 from walt.parallel.rules import activate, batch_sharding, replicated
 from walt.parallel.shard import put_batch
 from walt.tokenizer.autoencoder import Tokenizer
+from walt.tokenizer.bottleneck import Vq
+from walt.tokenizer.discriminator import Discriminator
+from walt.tokenizer.objective import Objective
 from walt.training.denoiser_step import make_denoiser_step
 from walt.training.state import create
-from walt.training.tokenizer_step import make_tokenizer_step
+from walt.training.tokenizer_step import create_tokenizer_state, make_tokenizer_step
 
 jax.config.update('jax_num_cpu_devices', 8)
 ONE = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
@@ -29,7 +32,8 @@ OPTIMIZER = optax.sgd(0.5)
 
 
 def tasks():
-    """{task: (init, step)}."""
+    """{task: (create, step)}."""
+    key = jax.random.key(0)
     tokenizer = Tokenizer(
         channels=8,
         multipliers=(1, 2),
@@ -38,14 +42,23 @@ def tasks():
         spatial_strides=(2,),
         temporal_strides=(2,),
         latent_channels=2,
+        bottleneck=Vq(codes=8),
         groups=4,
     )
-    tokenizer_step = make_tokenizer_step(tokenizer, {'reconstruction': 1.0}, OPTIMIZER, 0.9)
+    weights = dict(reconstruction=1.0, codebook=1.0, commitment=0.25, coverage=0.1, adversarial=0.1, r1=1.0, lecam=0.1)
+    objective = Objective(tokenizer, weights, discriminator=Discriminator(channels=8, multipliers=(1, 2)))
+    tokenizer_step = make_tokenizer_step(objective, OPTIMIZER, 0.9)
     denoiser = Walt(latent_shape=(2, 4, 4, 2), classes=4, width=16, depth=2, heads=2, spatiotemporal_window=(2, 2))
     denoiser_step = make_denoiser_step(denoiser, DenoisingLoss(DiscreteLinear()), OPTIMIZER, 0.9, 0.1)
     return {
-        'tokenizer': (init_tokenizer(tokenizer, (3, 8, 8, 3)), tokenizer_step),
-        'denoiser': (init_denoiser(denoiser), lambda state, batch, key: denoiser_step(state, None, batch, key)),
+        'tokenizer': (
+            lambda mesh: create_tokenizer_state(objective, OPTIMIZER, mesh, key, (3, 8, 8, 3)),
+            lambda state, batch, key: tokenizer_step(state, None, batch, key),
+        ),
+        'denoiser': (
+            lambda mesh: create(init_denoiser(denoiser), OPTIMIZER, mesh, key),
+            lambda state, batch, key: denoiser_step(state, None, batch, key),
+        ),
     }
 
 
@@ -69,8 +82,8 @@ def main():
         'label': np.arange(4, dtype=np.int32),
     }
     result = {}
-    for task, (init, step) in tasks().items():
-        new, layout = create(init, OPTIMIZER, EIGHT, jax.random.key(0))
+    for task, (create_on, step) in tasks().items():
+        new, layout = create_on(EIGHT)
         on_one = jax.tree.map(lambda _: replicated(ONE), layout)
         result[f'{task} on one'] = two_losses(step, new, ONE, on_one, batch)
         result[f'{task} on eight'] = two_losses(step, new, EIGHT, layout, batch)

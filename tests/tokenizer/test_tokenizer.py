@@ -64,7 +64,10 @@ def test_the_first_latent_frame_alone_decodes_to_the_first_frame(small_tokenizer
 def shapes(module, *video_shape):
     """Shapes of (reconstruction, latents) of a clip, without computing anything."""
     video = jax.ShapeDtypeStruct((1, *video_shape), jnp.float32)
-    outputs, _ = jax.eval_shape(lambda video: module.init_with_output(jax.random.key(0), video), video)
+    (reconstruction, bottled), _ = jax.eval_shape(
+        lambda video: module.init_with_output(jax.random.key(0), video), video
+    )
+    outputs = reconstruction, bottled.z_BTHWC
     assert {output.dtype for output in outputs} == {jnp.dtype('float32')}
     return tuple(output.shape[1:] for output in outputs)
 

@@ -47,6 +47,8 @@ RULES = (
     ('norm', None),
     ('latent', None),
     ('pixel', None),
+    ('codes', None),
+    ('logit', None),
 )
 
 

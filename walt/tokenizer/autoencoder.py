@@ -1,16 +1,18 @@
 """The tokenizer: encoder and decoder as one module.
 
 A clip has 1 + k s_t frames, where s_t is the product of the temporal strides; its first frame is encoded by itself, so
-an image is a clip of one frame. There is no quantiser and no KL term: the latent is real-valued and deterministic
-(W.A.L.T, section 4.1; readings A3 of the paper's open points are fields here).
+an image is a clip of one frame. By default there is no quantiser and no KL term: the latent is real-valued and
+deterministic (W.A.L.T, section 4.1); other bottlenecks are in `tokenizer/bottleneck.py`.
 """
 
 import math
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from walt.tokenizer.bottleneck import Bottled, Continuous
 from walt.tokenizer.decoder import Decoder
 from walt.tokenizer.encoder import Encoder
 
@@ -28,6 +30,7 @@ class Tokenizer(nn.Module):
         latent_channels: c, the channels of the latent.
         kernel_t: extent in time of every kernel; 1 makes a tokenizer of images, which `inflation` makes one of video.
         down_kernel: extent of the down-sampling kernels (3 in the paper's figure, 4 in praxis).
+        bottleneck: what makes latents of what the encoder puts out.
         groups: groups of every group norm.
         pixel_channels: 3 for RGB.
         dtype: what the convolutions compute in; latents and pixels leave as float32.
@@ -46,6 +49,7 @@ class Tokenizer(nn.Module):
     latent_channels: int = 8
     kernel_t: int = 3
     down_kernel: int = 3
+    bottleneck: nn.Module = Continuous()
     groups: int = 32
     pixel_channels: int = 3
     dtype: jnp.dtype = jnp.float32
@@ -63,6 +67,7 @@ class Tokenizer(nn.Module):
                 )
         if self.kernel_t == 1 and max(self.temporal_strides, default=1) > 1:
             raise ValueError(f'kernels of kernel_t 1 see one frame: temporal_strides {tuple(self.temporal_strides)}')
+        self.bottleneck.features(self.latent_channels)  # refuses channels that do not fit it
         for multiplier in self.multipliers:
             if (self.channels * multiplier) % self.groups:
                 raise ValueError(
@@ -82,7 +87,8 @@ class Tokenizer(nn.Module):
             dtype=self.dtype,
         )
         down_kernel = (1 if self.kernel_t == 1 else self.down_kernel, self.down_kernel, self.down_kernel)
-        self.encoder = Encoder(features=self.latent_channels, down_kernel=down_kernel, **levels)
+        features = self.bottleneck.features(self.latent_channels)
+        self.encoder = Encoder(features=features, down_kernel=down_kernel, **levels)
         self.decoder = Decoder(pixel_channels=self.pixel_channels, **levels)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -95,15 +101,16 @@ class Tokenizer(nn.Module):
         return (1 + (frames - 1) // stride_t, height // stride_s, width // stride_s, self.latent_channels)
 
     def encode(self, video_BTHWC):
-        """Pixels (B, 1 + k s_t, H, W, 3) -> latents (B, 1 + k, H / s, W / s, c)."""
+        """Pixels (B, 1 + k s_t, H, W, 3) -> latents (B, 1 + k, H / s, W / s, c); nothing is drawn."""
         self.latent_shape(*video_BTHWC.shape[1:4])
-        return self.encoder(video_BTHWC)
+        return self.bottleneck(self.encoder(video_BTHWC)).z_BTHWC
 
     def decode(self, z_BTHWC):
         """Latents (B, 1 + k, h, w, c) -> pixels (B, 1 + k s_t, h s, w s, 3), not clipped."""
         return self.decoder(z_BTHWC)
 
-    def __call__(self, video_BTHWC):
-        """Pixels -> (reconstruction, latents)."""
-        z_BTHWC = self.encode(video_BTHWC)
-        return self.decode(z_BTHWC), z_BTHWC
+    def __call__(self, video_BTHWC, key=None) -> tuple[jax.Array, Bottled]:
+        """Pixels -> (reconstruction, latents with the terms of the bottleneck); `key` for what it draws."""
+        self.latent_shape(*video_BTHWC.shape[1:4])
+        bottled = self.bottleneck(self.encoder(video_BTHWC), key)
+        return self.decode(bottled.z_BTHWC), bottled

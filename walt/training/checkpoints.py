@@ -1,6 +1,6 @@
 """One checkpoint format: a folder of numbered steps, each with four items that can be restored by themselves.
 
-    state    step, parameters, optimizer
+    state    step, parameters, optimizer; parameters, optimizer and logit averages of a discriminator
     ema      averaged parameters and what was measured: all that sampling needs
     data     the position of the data iterator
     config   the configuration of the run
@@ -42,25 +42,35 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        trained = {'step': state.step, 'params': state.params, 'opt_state': state.opt_state}
-        averaged = {'params': state.ema, 'measured': state.measured}
+        trained, averaged = _items(state)
         items = dict(state=ocp.args.StandardSave(trained), ema=ocp.args.StandardSave(averaged))
         items['data'] = grain.checkpoint.CheckpointSave(batches)
         items['config'] = ocp.args.JsonSave(self._config)
         self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore_latest(self, state: State, batches: grain.DatasetIterator) -> State:
-        """The newest state, laid out as `state` is, with `batches` moved to its position; `state` if there is none."""
+        """The newest state, laid out as `state` is, with `batches` moved to its position; `state` if there is none.
+
+        Raises:
+            ValueError: if the checkpoint has a discriminator and `state` has none, or the other way round.
+        """
         step = self._manager.latest_step()
         if step is None:
             return state
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        trained = {'step': abstract.step, 'params': abstract.params, 'opt_state': abstract.opt_state}
-        averaged = {'params': abstract.ema, 'measured': abstract.measured}
+        trained, averaged = _items(jax.tree.map(ocp.utils.to_shape_dtype_struct, state))
+        saved = ocp.StandardCheckpointHandler().metadata(self._manager.directory / str(step) / 'state')
+        there = 'adversary' in saved.tree
+        if there != ('adversary' in trained):
+            has = {True: 'has a discriminator', False: 'has no discriminator'}
+            raise ValueError(
+                f'checkpoint {step} in {self._manager.directory} {has[there]}, the configuration {has[not there]}; '
+                'start.tokenizer_dir goes on from its tokenizer with a new one'
+            )
         items = dict(state=ocp.args.StandardRestore(trained), ema=ocp.args.StandardRestore(averaged))
         items['data'] = grain.checkpoint.CheckpointRestore(batches)
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return State(**restored['state'], ema=restored['ema']['params'], measured=restored['ema']['measured'])
+        trained, averaged = restored['state'], restored['ema']
+        return state.replace(**trained, ema=averaged['params'], measured=averaged['measured'])
 
     def __enter__(self) -> 'Checkpoints':
         return self
@@ -68,6 +78,14 @@ class Checkpoints:
     def __exit__(self, *_) -> None:
         """Waits for the last save."""
         self._manager.close()
+
+
+def _items(state: State) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is saved of a state: (item `state`, item `ema`)."""
+    trained = {'step': state.step, 'params': state.params, 'opt_state': state.opt_state}
+    if state.adversary is not None:
+        trained['adversary'] = state.adversary
+    return trained, {'params': state.ema, 'measured': state.measured}
 
 
 def restore_ema(workdir: str | Path, abstract: Any, step: int | None = None) -> tuple[dict[str, Any], int]:

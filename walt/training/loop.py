@@ -11,6 +11,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from walt.randomness import stream
@@ -31,7 +32,7 @@ def fit(
     workdir: str,
     config: Mapping[str, Any],
     put_batch: Callable[[Any], Any],
-    validate: Callable[[State], Mapping[str, float]],
+    validate: Callable[[State], Mapping[str, float | np.ndarray]],
     before_save: Callable[[State], State] = lambda state: state,
 ) -> State:
     """Trains to `config['steps']` from the newest checkpoint in `workdir`, or from `state` if there is none.
@@ -40,14 +41,14 @@ def fit(
         batches: the training data; checkpoints keep its position.
         config: of the run; read here: `seed`, `steps`, and in steps `log_every`, `validate_every`, `checkpoint_every`.
         put_batch: host rows -> arrays on the mesh.
-        validate: state -> metrics on held-out data.
+        validate: state -> metrics on held-out data, and pictures, as `Metrics.write` takes them.
         before_save: measures what a checkpoint keeps beside the parameters (`State.measured`).
 
     Returns:
         the last state, saved.
 
     Raises:
-        FloatingPointError: if the loss of a step is not finite, naming step and loss; nothing is saved from then on.
+        FloatingPointError: if a metric of a step is not finite, naming step and value; nothing is saved from then on.
         SystemExit: with code 128 + signal number, after saving, if SIGTERM or Ctrl-C asked to stop.
     """
     steps, key = config['steps'], jax.random.key(config['seed'])
@@ -92,13 +93,14 @@ class Window:
         self._pending = step, values
 
     def flush(self) -> None:
-        """Reads what is pending. Raises `FloatingPointError` if its loss is not finite."""
+        """Reads what is pending. Raises `FloatingPointError` if its loss, or another metric, is not finite."""
         if self._pending is None:
             return
         (step, values), self._pending = self._pending, None
         values = {name: float(value) for name, value in jax.device_get(values).items()}
-        if not math.isfinite(values['loss']):
-            raise FloatingPointError(f'the loss of step {step} is {values["loss"]}')
+        for name in ('loss', *values):
+            if not math.isfinite(values[name]):
+                raise FloatingPointError(f'the {name} of step {step} is {values[name]}')
         self._values.append(values)
         self._bar.set_postfix(loss=f'{values["loss"]:.4f}', refresh=False)
         self._bar.update()

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from tensorboardX import SummaryWriter
 
 
@@ -23,11 +24,17 @@ class Metrics:
         self._lines = path.open('a', buffering=1)
         self._board = SummaryWriter(str(Path(workdir) / 'tensorboard'), purge_step=step + 1)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line and one event for each value; names are `phase/quantity`."""
+    def write(self, step: int, values: Mapping[str, float | np.ndarray]) -> None:
+        """One line and one event for each value; names are `phase/quantity`.
+
+        Pictures, uint8 (H, W, 3), go to TensorBoard alone.
+        """
         if not self._write:
             return
-        values = {name: float(value) for name, value in values.items()}
+        for name, value in values.items():
+            if np.ndim(value) == 3:
+                self._board.add_image(name, value, step, dataformats='HWC')
+        values = {name: float(value) for name, value in values.items() if np.ndim(value) == 0}
         self._lines.write(json.dumps({'step': step, **values}) + '\n')
         for name, value in values.items():
             self._board.add_scalar(name, value, step)

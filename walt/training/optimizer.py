@@ -1,4 +1,4 @@
-"""AdamW behind a global gradient clip, with linear warm-up and cosine decay."""
+"""AdamW behind a global gradient clip, with linear warm-up and cosine decay; optimizers of a part of the parameters."""
 
 import jax
 import optax
@@ -37,4 +37,11 @@ def adamw(
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=kernels),
+    )
+
+
+def only(part: str, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`optimizer` for the top-level entry `part` of the parameters; all others stay as they are and cost no memory."""
+    return optax.partition(
+        {True: optimizer, False: optax.set_to_zero()}, lambda params: {key: key == part for key in params}
     )

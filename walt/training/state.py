@@ -11,18 +11,21 @@ from flax import struct
 from jax.sharding import Mesh
 
 from walt.parallel.rules import shardings
+from walt.randomness import stream
 
 
 @struct.dataclass
 class State:
     """step; parameters; optimizer; the exponential moving average of the parameters; `measured`, a pytree of what is
-    measured rather than trained (the tokenizer's latent norm; None for the denoiser)."""
+    measured rather than trained (the tokenizer's latent norm; None for the denoiser); `adversary`, the parameters,
+    optimizer and logit averages of a discriminator, or None."""
 
     step: jax.Array
     params: Any
     opt_state: Any
     ema: Any
     measured: Any = None
+    adversary: 'Adversary | None' = None
 
     def apply(self, gradients, optimizer: optax.GradientTransformation, ema_decay: float) -> 'State':
         """One optimizer update and one update of the moving average.
@@ -32,9 +35,23 @@ class State:
         """
         updates, opt_state = optimizer.update(gradients, self.opt_state, self.params)
         params = optax.apply_updates(self.params, updates)
-        decay = jnp.minimum(ema_decay, (1.0 + self.step) / (10.0 + self.step))
-        ema = optax.incremental_update(params, self.ema, 1 - decay)
+        ema = moving_average(self.ema, params, ema_decay, self.step)
         return self.replace(step=self.step + 1, params=params, opt_state=opt_state, ema=ema)
+
+
+@struct.dataclass
+class Adversary:
+    """What trains against the model: parameters, optimizer, and `averages`, a pytree of moving averages."""
+
+    params: Any
+    opt_state: Any
+    averages: Any
+
+
+def moving_average(average, new, decay: float, updates: jax.Array):
+    """`average` after one more update; its decay grows to `decay` with the number of `updates` before this one."""
+    decay = jnp.minimum(decay, (1.0 + updates) / (10.0 + updates))
+    return optax.incremental_update(new, average, 1 - decay)
 
 
 def create(
@@ -43,18 +60,21 @@ def create(
     mesh: Mesh,
     key: jax.Array,
     measured: Any = None,
+    adversary: Callable[[jax.Array], Adversary] | None = None,
 ) -> tuple[State, State]:
     """A new state, laid out over the mesh by the logical names of the parameters, and its tree of shardings.
 
     Args:
         init: key -> variables of a Linen module, boxed with logical names.
         measured: initial value of `State.measured`, replicated.
+        adversary: key -> `State.adversary`, its parameters boxed too.
     """
 
     def new(key):
         params = init(key)['params']
         ema = jax.tree.map(jnp.copy, params)
-        return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema, measured)
+        opposed = adversary and adversary(stream(key, 'adversary'))
+        return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema, measured, opposed)
 
     layout = shardings(mesh, jax.eval_shape(new, key))
     state = jax.jit(lambda key: nn.unbox(new(key)), out_shardings=layout)(key)

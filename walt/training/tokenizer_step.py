@@ -1,32 +1,86 @@
-"""A training step of the tokenizer: reconstruction of clips."""
+"""A training step of the tokenizer, and of the discriminator against it: both gradients from one forward pass."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
-from walt.tokenizer.autoencoder import Tokenizer
-from walt.tokenizer.losses import tokenizer_loss
+from walt.randomness import stream
+from walt.tokenizer.frozen import LatentNorm
+from walt.tokenizer.objective import Logits, Losses, Objective
 from walt.tokenizer.pixels import from_uint8
-from walt.training.state import State
+from walt.training.optimizer import only
+from walt.training.state import Adversary, State, create, moving_average
+
+LOGIT_DECAY = 0.999
+"""Of the averages that LeCam regularises against (MAGVIT-v2, appendix A.2)."""
 
 
-def make_tokenizer_step(
-    tokenizer: Tokenizer, weights: Mapping[str, float], optimizer: optax.GradientTransformation, ema_decay: float
-):
-    """Returns step(state, batch, key) -> (state, metrics); `batch` holds `video`, uint8 (B, T, H, W, 3)."""
+def create_tokenizer_state(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    key: jax.Array,
+    video_shape: Sequence[int],
+) -> tuple[State, State]:
+    """A new state and its shardings, as `state.create`, for clips of `video_shape` (T, H, W, 3)."""
+    clip = jnp.zeros((1, *video_shape))
 
-    def step(state: State, batch, key):
-        del key  # Reconstruction draws nothing.
+    def adversary(key):
+        params = objective.discriminator.init(key, clip)['params']
+        return Adversary(params, optimizer.init(params), Logits.zero())
+
+    return create(
+        lambda key: objective.tokenizer.init(key, clip),
+        _of_tokenizer(objective, optimizer),
+        mesh,
+        key,
+        LatentNorm.identity(objective.tokenizer.latent_channels),
+        adversary if objective.discriminator else None,
+    )
+
+
+def _of_tokenizer(objective: Objective, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    return only('decoder', optimizer) if objective.freeze_encoder else optimizer
+
+
+def make_tokenizer_step(objective: Objective, optimizer: optax.GradientTransformation, ema_decay: float):
+    """Returns step(state, perceptual, batch, key) -> (state, metrics).
+
+    `perceptual` is the feature network's distance, or None; `batch` holds `video`, uint8 (B, T, H, W, 3). The optimizer
+    is the same for both sides; `State.adversary` holds the discriminator's, and is None without one.
+    """
+    own_optimizer = _of_tokenizer(objective, optimizer)
+
+    def step(state: State, perceptual, batch, key):
         video_BTHWC = from_uint8(batch['video'])
+        opposed = state.adversary
+        averages = opposed and opposed.averages
 
-        def loss(params):
-            reconstruction_BTHWC, z_BTHWC = tokenizer.apply({'params': params}, video_BTHWC)
-            total, terms = tokenizer_loss(weights, reconstruction_BTHWC, video_BTHWC)
-            return total, terms | {'latent_std': z_BTHWC.std()}
+        def losses(params, discriminator_params):
+            return objective(
+                params, discriminator_params, averages, perceptual, video_BTHWC, stream(key, 'bottleneck'), state.step
+            )
 
-        (total, terms), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-        metrics = {'loss': total, 'gradient_norm': optax.global_norm(gradients), **terms}
-        return state.apply(gradients, optimizer, ema_decay), metrics
+        value, pull_back, metrics = jax.vjp(losses, state.params, opposed and opposed.params, has_aux=True)
+        if opposed is None:
+            gradients, _ = pull_back(Losses(1.0))
+        else:
+            # Each side takes half of a pull-back, of which the compiler drops the other half.
+            gradients, _ = pull_back(Losses(1.0, 0.0))
+            _, opposed_gradients = pull_back(Losses(0.0, 1.0))
+            metrics['gradient_norm_discriminator'] = optax.global_norm(opposed_gradients)
+            updates, opt_state = optimizer.update(opposed_gradients, opposed.opt_state, opposed.params)
+            opposed = Adversary(
+                params=optax.apply_updates(opposed.params, updates),
+                opt_state=opt_state,
+                averages=moving_average(
+                    averages, Logits(metrics['logit_real'], metrics['logit_fake']), LOGIT_DECAY, state.step
+                ),
+            )
+        metrics |= {'loss': value.tokenizer, 'gradient_norm': optax.global_norm(gradients)}
+        return state.apply(gradients, own_optimizer, ema_decay).replace(adversary=opposed), metrics
 
     return step
