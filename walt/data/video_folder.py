@@ -1,9 +1,4 @@
-"""A folder of video files: random windows of frames, the sub-folder's name for a class.
-
-    root/                  one class for each sub-folder of root, in order of name
-      jumping/a.mp4        jumping -> 0
-      waving/b.webm        waving  -> 1
-      c.gif                files directly in root are one more class, '', which comes first
+"""A folder of video files: random windows of frames, the sub-folder's name for a class (see `class_folders`).
 
 Windows are split by time, not at random: neighbouring frames are nearly the same picture, so a window that shares a
 scene with a training window tells nothing. The first part of every file is for training, the last for validation:
@@ -18,12 +13,12 @@ import concurrent.futures
 import dataclasses
 import logging
 import os
-import pathlib
 from collections.abc import Mapping
 
 import av
 import numpy as np
 
+from walt.data.class_folders import class_of, find_files, height_width
 from walt.data.draws import check_stream, element_draws
 from walt.data.video_file import VideoFile
 from walt.data.windows import Windows, split_windows
@@ -82,22 +77,15 @@ class VideoFolder:
 
     def __post_init__(self):
         check_stream(self.seed, self.split)
-        if not os.fspath(self.root):
-            raise ValueError('root is empty: give the folder that holds the videos')
         for field in ('frames', 'stride', 'clips_per_file'):
             if getattr(self, field) < 1:
                 raise ValueError(f'{field} must be 1 or more, got {getattr(self, field)}')
-        if min(self._height_width) < 1:
-            raise ValueError(f'size must be 1 or more, got {self.size}')
+        height_width(self.size)
         if self.fps is not None and self.fps <= 0:
             raise ValueError(f'fps must be positive or None, got {self.fps}')
         if not 0 <= self.validation_fraction <= 1:
             raise ValueError(f'validation_fraction must be between 0 and 1, got {self.validation_fraction}')
-        root = pathlib.Path(self.root)
-        if not root.is_dir():
-            raise FileNotFoundError(f'no folder of videos at {root}')
-
-        classes = _find_videos(root)
+        classes = {os.path.join(self.root, path): class_of(path) for path in find_files(self.root, SUFFIXES, 'videos')}
         # Classes come from the names seen, readable or not: a damaged file must not renumber the others.
         class_names = tuple(sorted(set(classes.values())))
         with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -106,7 +94,7 @@ class VideoFolder:
         usable = [path for path in classes if path not in unreadable]
         for path, reason in unreadable.items():
             logging.warning('%s is left out: %s', path, reason)
-        summary = f'{root}: {len(usable)} of {len(classes)} video files can be used'
+        summary = f'{self.root}: {len(usable)} of {len(classes)} video files can be used'
         if not usable:
             reasons = [f'{path}: {reason}' for path, reason in unreadable.items()]
             raise ValueError('\n  '.join([summary, *reasons]))
@@ -133,7 +121,7 @@ class VideoFolder:
         draw = element_draws(self.seed, self.split, index)
         indices = windows[draw(len(windows))]
 
-        height, width = self._height_width
+        height, width = height_width(self.size)
         scale = max(height / file.height, width / file.width)
         tall, wide = max(height, round(file.height * scale)), max(width, round(file.width * scale))
         video_THWC = file.read(indices, (tall, wide))
@@ -145,11 +133,6 @@ class VideoFolder:
         if self.flip and self.split == 'train' and draw(2):
             video_THWC = video_THWC[:, :, ::-1]
         return {'video': np.ascontiguousarray(video_THWC), 'label': np.int32(self.labels[number])}
-
-    @property
-    def _height_width(self) -> tuple[int, int]:
-        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
-        return height, width
 
     def _open(self, path: str) -> tuple[VideoFile, Windows] | str:
         """The file and its windows, or the reason why it cannot be used."""
@@ -165,13 +148,3 @@ class VideoFolder:
                 f'a window needs {self.frames} at stride {self.stride} and {rate}'
             )
         return file, windows
-
-
-def _find_videos(root: pathlib.Path) -> dict[str, str]:
-    """The class of every video file below `root`, by path, in order of path."""
-    classes = {}
-    for path in sorted(root.rglob('*')):
-        parts = path.relative_to(root).parts
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not any(part.startswith('.') for part in parts):
-            classes[str(path)] = parts[0] if len(parts) > 1 else ''
-    return classes
