@@ -97,7 +97,11 @@ class CausalConv3d(nn.Module):
     @nn.compact
     def __call__(self, x_BTHWC):
         init = initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal', in_axis=(0, 1, 2, 3), out_axis=4)
-        return _convolve(self, pad_causal(x_BTHWC, self.kernel), init, self.strides)
+        return _convolve(self, self.pad(x_BTHWC), init, self.strides)
+
+    def pad(self, x_BTHWC):
+        """A method of its own because `walt.tokenizer.streaming` steps in here."""
+        return pad_causal(x_BTHWC, self.kernel)
 
 
 class SameConv3d(nn.Module):

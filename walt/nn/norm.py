@@ -16,7 +16,7 @@ from walt.precision import PARAM_DTYPE
 
 
 def group_moments(x_BTHWC, groups: int):
-    """Mean and variance of every group of channels of every frame, repeated to (B, T, 1, 1, C)."""
+    """Mean and mean square of every group of channels of every frame, repeated to (B, T, 1, 1, C)."""
     channels = x_BTHWC.shape[-1]
     if channels % groups:
         raise ValueError(f'{channels} channels do not divide into {groups} groups')
@@ -26,9 +26,7 @@ def group_moments(x_BTHWC, groups: int):
         group = reduce(x_BT11C, 'B T h w (G c) -> B T h w G', 'mean', G=groups)
         return repeat(group, 'B T h w G -> B T h w (G c)', c=channels // groups)
 
-    mean = over_groups(x.mean((2, 3), keepdims=True))
-    variance = over_groups(jnp.square(x).mean((2, 3), keepdims=True)) - jnp.square(mean)
-    return mean, jnp.maximum(variance, 0.0)
+    return tuple(over_groups(y.mean((2, 3), keepdims=True)) for y in (x, jnp.square(x)))
 
 
 class FrameGroupNorm(nn.Module):
@@ -41,7 +39,8 @@ class FrameGroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTHWC):
-        mean, variance = group_moments(x_BTHWC, self.groups)
+        mean, square = self.moments(x_BTHWC)
+        variance = jnp.maximum(square - jnp.square(mean), 0.0)
         scale, bias = lax.rsqrt(variance + self.epsilon), 0.0
         if self.affine:
             shape = (x_BTHWC.shape[-1],)
@@ -50,6 +49,10 @@ class FrameGroupNorm(nn.Module):
             scale = scale * self.param('scale', ones, shape, PARAM_DTYPE)
             bias = self.param('bias', zeros, shape, PARAM_DTYPE)
         return x_BTHWC.astype(self.dtype) * scale.astype(self.dtype) + (bias - mean * scale).astype(self.dtype)
+
+    def moments(self, x_BTHWC):
+        """A method of its own because `walt.tokenizer.tiling`, which sees a part of the frame, steps in here."""
+        return group_moments(x_BTHWC, self.groups)
 
 
 class AdaptiveGroupNorm(nn.Module):
