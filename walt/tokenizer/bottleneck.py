@@ -150,14 +150,15 @@ class Lfq(nn.Module):
 
     def _entropy(self, h_BTHWC):
         h_MC = h_BTHWC.reshape(-1, h_BTHWC.shape[-1])
-        one_MC = jax.nn.sigmoid(4 * h_MC / self.temperature)  # |h + 1|^2 - |h - 1|^2 = 4 h
-        of_each = (entr(one_MC) + entr(1 - one_MC)).sum(-1).mean()
+        logit_MC = 4 * h_MC / self.temperature  # |h + 1|^2 - |h - 1|^2 = 4 h
+        one_MC = jax.nn.sigmoid(logit_MC)
+        of_each = (jax.nn.softplus(logit_MC) - logit_MC * one_MC).sum(-1).mean()
         of_all = 0.0
         for first in range(0, h_MC.shape[-1], self.group_bits):
             q_MK = jnp.ones((h_MC.shape[0], 1))
             for one_M in one_MC[:, first : first + self.group_bits].T:
                 q_MK = jnp.concatenate([q_MK * (1 - one_M[:, None]), q_MK * one_M[:, None]], axis=-1)
-            of_all += entr(q_MK.mean(0)).sum()
+            of_all += entr(q_MK.mean(0) + 1e-9).sum()  # whose gradient at 0 is not finite
         return of_each - of_all
 
 

@@ -51,7 +51,7 @@ class Adversary:
 def moving_average(average, new, decay: float, updates: jax.Array):
     """`average` after one more update; its decay grows to `decay` with the number of `updates` before this one."""
     decay = jnp.minimum(decay, (1.0 + updates) / (10.0 + updates))
-    return optax.incremental_update(new, average, 1 - decay)
+    return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, new)
 
 
 def create(

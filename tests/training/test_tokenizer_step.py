@@ -1,0 +1,133 @@
+"""Training steps of the tokenizer: both sides from one pass, and every bottleneck learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from walt.parallel.mesh import make_mesh
+from walt.tokenizer.bottleneck import Continuous, Fsq, Kl, Lfq, Vq
+from walt.tokenizer.discriminator import Discriminator
+from walt.tokenizer.objective import Logits, Objective
+from walt.training.optimizer import adamw
+from walt.training.tokenizer_step import create_tokenizer_state, make_tokenizer_step
+
+SHAPE = (5, 8, 8, 3)
+ADVERSARIAL = {'reconstruction': 1.0, 'adversarial': 0.5, 'r1': 1.0, 'lecam': 0.1}
+DISCRIMINATOR = Discriminator(channels=4, multipliers=(1,))
+
+
+@pytest.fixture(scope='module')
+def batch():
+    """Smooth moving gradients, of which there is something to learn."""
+    t, y, x = np.mgrid[:5, :8, :8]
+    phases = np.random.default_rng(0).uniform(0, 6, size=(4, 1, 1, 1, 3))
+    wave = np.sin(0.5 * (x + y + t)[None, ..., None] + phases)
+    return {'video': (127 + 100 * wave).astype(np.uint8)}
+
+
+@pytest.fixture(scope='module')
+def start(batch):
+    """start(objective, optimizer) -> (state, jitted step without a feature network)."""
+
+    def start(objective, optimizer, ema_decay=0.9):
+        state, _ = create_tokenizer_state(objective, optimizer, make_mesh(), jax.random.key(0), SHAPE)
+        step = make_tokenizer_step(objective, optimizer, ema_decay)
+        return state, jax.jit(lambda state, key: step(state, None, batch, key))
+
+    return start
+
+
+@pytest.fixture(scope='module')
+def adversarial(small_tokenizer, start):
+    """(objective, first state, state after a step of gradient descent with rate 1, its metrics)."""
+    objective = Objective(small_tokenizer.module, ADVERSARIAL, discriminator=DISCRIMINATOR)
+    state, step = start(objective, optax.sgd(1.0))
+    return objective, state, *step(state, jax.random.key(1))
+
+
+def test_both_gradients_of_one_pass_are_those_of_each_side_alone(adversarial, batch):
+    objective, state, after, _ = adversarial
+    video = jnp.float32(batch['video']) / 255
+
+    def side(name):
+        return lambda params, opposed: getattr(
+            objective(params, opposed, state.adversary.averages, None, video, None, 0)[0], name
+        )
+
+    own = jax.jit(jax.grad(side('tokenizer')))(state.params, state.adversary.params)
+    other = jax.jit(jax.grad(side('discriminator'), 1))(state.params, state.adversary.params)
+    for before, gradient, now in [
+        (state.params, own, after.params),
+        (state.adversary.params, other, after.adversary.params),
+    ]:
+        expected = jax.tree.map(lambda p, g: p - g, before, gradient)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), now, expected)
+        assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) > 1e-3
+
+
+def test_metrics_tell_of_both_sides(adversarial):
+    *_, metrics = adversarial
+    expected = {'loss', 'reconstruction', 'adversarial', 'discriminator', 'r1', 'lecam', 'logit_real', 'logit_fake'}
+    expected |= {'gradient_norm', 'gradient_norm_discriminator', 'latent_std', 'input_min', 'input_max'}
+    assert set(metrics) == expected
+
+
+def test_the_logit_averages_follow_the_logits(adversarial):
+    _, state, after, metrics = adversarial
+    assert state.adversary.averages == Logits(0.0, 0.0)
+    decay = 1 / 10  # of the first update, whatever the decay of later ones
+    np.testing.assert_allclose(after.adversary.averages.real, (1 - decay) * metrics['logit_real'], rtol=1e-5)
+    np.testing.assert_allclose(after.adversary.averages.fake, (1 - decay) * metrics['logit_fake'], rtol=1e-5)
+
+
+def test_a_frozen_encoder_stays_bit_for_bit_and_costs_no_optimizer_memory(small_tokenizer, start):
+    """Also under weight decay."""
+    optimizer = adamw(steps=9, learning_rate=1e-2, warmup_steps=0, weight_decay=0.1)
+    objective = Objective(small_tokenizer.module, {'reconstruction': 1.0}, freeze_encoder=True)
+    state, step = start(objective, optimizer)
+    after = state
+    for _ in range(2):
+        after, _ = step(after, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, after.params['encoder'], state.params['encoder'])
+    jax.tree.map(np.testing.assert_array_equal, after.ema['encoder'], state.ema['encoder'])
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), after.params['decoder'], state.params['decoder'])
+    assert min(jax.tree.leaves(moved)) > 0
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
+    assert size < 2 * sum(leaf.size for leaf in jax.tree.leaves(state.params['decoder'])) + 10
+
+
+BOTTLENECKS = {
+    'none': (Continuous(), {}),
+    'kl': (Kl(), {'kl': 1e-4}),
+    'vq': (Vq(codes=32), {'codebook': 1.0, 'commitment': 0.25, 'coverage': 0.25}),
+    'lfq': (Lfq(), {'commitment': 0.25, 'entropy': 0.01}),
+    'fsq': (Fsq(levels=(5, 5, 5)), {}),
+}
+
+
+@pytest.mark.parametrize('name', BOTTLENECKS)
+def test_every_bottleneck_trains(name, small_tokenizer, start):
+    """Sixty steps on four clips: the error falls to a third, and a discrete one uses several codes."""
+    bottleneck, weights = BOTTLENECKS[name]
+    module = small_tokenizer.module.clone(bottleneck=bottleneck)
+    optimizer = adamw(steps=60, learning_rate=1e-2, warmup_steps=3)
+    state, step = start(Objective(module, {'reconstruction': 5.0, **weights}), optimizer)
+    errors = []
+    for number in range(60):
+        state, metrics = step(state, jax.random.key(number))
+        errors.append(float(metrics['reconstruction']))
+    assert np.mean(errors[-5:]) < 0.33 * np.mean(errors[:3]), errors
+    if name in ('vq', 'lfq', 'fsq'):
+        assert metrics['perplexity'] > 2 and 0 < metrics['code_use'] <= 1
+
+
+def test_the_discriminator_learns_to_tell_real_from_fake(small_tokenizer, start):
+    """Against a tokenizer that does not move."""
+    objective = Objective(small_tokenizer.module, ADVERSARIAL | {'r1': 0.01}, discriminator=DISCRIMINATOR)
+    state, step = start(objective, optax.adam(3e-3))
+    params = jax.tree.map(jnp.copy, state.params)
+    for number in range(40):
+        state, metrics = step(state.replace(params=params), jax.random.key(number))
+    assert metrics['logit_real'] > 0.5 > -0.5 > metrics['logit_fake']
