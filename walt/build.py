@@ -17,13 +17,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
+from walt.data.image_folder import ImageFolder
 from walt.data.moving_digits import MovingDigits
 from walt.data.video_folder import VideoFolder
 from walt.denoiser.walt import Walt
 from walt.diffusion.loss import DenoisingLoss
 from walt.diffusion.schedules import ContinuousLinear, DiscreteLinear, Schedule
 from walt.diffusion.steppers import Ddim
-from walt.features.perceptual import squeezenet_distance
+from walt.features.perceptual import squeezenet_distance, vgg_distance
 from walt.generation.stage import Stage
 from walt.parallel.rules import replicated
 from walt.precision import compute_dtype
@@ -37,11 +38,11 @@ from walt.training.checkpoints import restore_ema, saved_config
 from walt.training.optimizer import adamw
 from walt.training.state import abstract_params
 
-SOURCES = {'moving_digits': MovingDigits, 'video_folder': VideoFolder}
+SOURCES = {'moving_digits': MovingDigits, 'video_folder': VideoFolder, 'image_folder': ImageFolder}
 TOKENIZERS = {'causal_cnn': Tokenizer}
 BOTTLENECKS = {'none': Continuous, 'kl': Kl, 'vq': Vq, 'lfq': Lfq, 'fsq': Fsq}
 DISCRIMINATORS = {'none': lambda dtype: None, 'residual_3d': Discriminator}
-PERCEPTUAL = {'none': lambda dtype: None, 'squeezenet': squeezenet_distance}
+PERCEPTUAL = {'none': lambda dtype: None, 'squeezenet': squeezenet_distance, 'vgg': vgg_distance}
 DENOISERS = {'walt': Walt}
 SCHEDULES = {'discrete_linear': DiscreteLinear, 'continuous_linear': ContinuousLinear}
 STEPPERS = {'ddim': Ddim}

@@ -8,6 +8,7 @@ are no samples to measure.
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from absl import app, flags, logging
 from walt import build
 from walt.evaluation.judge import Judge, agreement
 from walt.evaluation.quality import psnr, ssim
+from walt.features.perceptual import PerceptualDistance
 from walt.generation.stage import Stage
 from walt.parallel.mesh import make_mesh
+from walt.tokenizer.bottleneck import code_counts, code_metrics
 from walt.tokenizer.frozen import FrozenTokenizer
+from walt.tokenizer.pixels import from_uint8, to_uint8
 from walt.training.checkpoints import saved_config
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a denoiser or tokenizer run.', required=True)
@@ -31,6 +35,9 @@ SAMPLES = flags.DEFINE_integer('samples', 20, 'Samples of each class.', 1)
 SEED = flags.DEFINE_integer('seed', 1, 'Seed of the samples.')
 BATCH_SIZE = flags.DEFINE_integer('batch_size', 20, 'Clips encoded or sampled together.', 1)
 GUIDANCE = flags.DEFINE_float('guidance', None, "Guidance scale; the configuration's by default.")
+PERCEPTUAL = flags.DEFINE_list(
+    'perceptual', ['squeezenet'], f'Networks for the distance of reconstructions: some of {sorted(build.PERCEPTUAL)}.'
+)
 STEPS = flags.DEFINE_integer('steps', None, "Sampler steps; the configuration's by default.", lower_bound=1)
 
 
@@ -40,19 +47,34 @@ def read_clips(source, count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([element['video'] for element in elements]), np.array([element['label'] for element in elements])
 
 
-def measure_tokenizer(frozen: FrozenTokenizer, videos_NTHWC: np.ndarray, batch_size: int) -> dict[str, float]:
-    """Means over clips of the PSNR and SSIM of uint8 reconstructions."""
+def measure_tokenizer(
+    frozen: FrozenTokenizer, videos_NTHWC: np.ndarray, batch_size: int, distances: Sequence[PerceptualDistance] = ()
+) -> dict[str, float]:
+    """Means over clips of PSNR, SSIM and perceptual distances of uint8 reconstructions, and how codes are used."""
+    size = frozen.module.bottleneck.size(frozen.module.latent_channels)
 
     @jax.jit
     def reconstruct(frozen, video_BTHWC):
-        return frozen.decode(frozen.encode(video_BTHWC))
+        fake_BTHWC, bottled = frozen.module.apply({'params': frozen.params}, from_uint8(video_BTHWC))
+        return to_uint8(fake_BTHWC), code_counts(bottled.codes_BTHW, size) if size else 0
+
+    @jax.jit
+    def distance(perceptual, fake_BTHWC, real_BTHWC):
+        frames = (from_uint8(video).reshape(-1, *video.shape[2:]) for video in (fake_BTHWC, real_BTHWC))
+        return perceptual(*frames).reshape(len(real_BTHWC), -1).mean(1)
 
     batches = [videos_NTHWC[i : i + batch_size] for i in range(0, len(videos_NTHWC), batch_size)]
-    reconstructions = np.concatenate([np.asarray(reconstruct(frozen, batch)) for batch in batches])
-    return {
-        'psnr_db': float(psnr(reconstructions, videos_NTHWC).mean()),
-        'ssim': float(ssim(reconstructions, videos_NTHWC).mean()),
+    fakes, counts = zip(*(jax.device_get(reconstruct(frozen, batch)) for batch in batches))
+    reconstructions = np.concatenate(fakes)
+    measured = {
+        'psnr_db': psnr(reconstructions, videos_NTHWC).mean(),
+        'ssim': ssim(reconstructions, videos_NTHWC).mean(),
     }
+    for perceptual in distances:
+        of_clips = [distance(perceptual, fake, real) for fake, real in zip(fakes, batches)]
+        measured[f'perceptual_{perceptual.name}'] = np.concatenate(of_clips).mean()
+    measured |= code_metrics(sum(counts)) if size else {}
+    return {name: float(value) for name, value in measured.items()}
 
 
 def measure_samples(stage: Stage, judge: Judge, samples: int, seed: int, batch_size: int) -> dict[str, Any]:
@@ -76,10 +98,12 @@ def evaluate(workdir: str) -> dict[str, Any]:
     """All figures of a run, and under `protocol` how they came about."""
     config, mesh = saved_config(workdir), make_mesh()
     held_out, held_out_labels = read_clips(build.source(config['data'], 'validation'), HELD_OUT.value)
+    distances = [build.perceptual({'name': name}, 'float32') for name in PERCEPTUAL.value if name != 'none']
     protocol = {'data': config['data'], 'held_out_clips': len(held_out), 'device': jax.devices()[0].device_kind}
+    protocol['tokenizer'] = 'means over held-out clips of uint8 reconstructions; of frames, for perceptual distances'
     if 'denoiser' not in config:
         frozen, _, step = build.restore_tokenizer(workdir, mesh)
-        measured = measure_tokenizer(frozen, held_out, BATCH_SIZE.value)
+        measured = measure_tokenizer(frozen, held_out, BATCH_SIZE.value, distances)
         return {'step': step, 'tokenizer': measured, 'protocol': protocol}
 
     asked = {'guidance': GUIDANCE.value, 'steps': STEPS.value}
@@ -89,12 +113,11 @@ def evaluate(workdir: str) -> dict[str, Any]:
     judge = Judge(stage.denoiser.classes).fit(real, real_labels)
     return {
         'step': step,
-        'tokenizer': measure_tokenizer(stage.frozen, held_out, BATCH_SIZE.value),
+        'tokenizer': measure_tokenizer(stage.frozen, held_out, BATCH_SIZE.value, distances),
         'judge_on_held_out': agreement(judge.read(held_out), held_out_labels, judge.classes),
         'samples': measure_samples(stage, judge, SAMPLES.value, SEED.value, BATCH_SIZE.value),
         'protocol': protocol
         | {
-            'tokenizer': 'means over held-out clips of PSNR and SSIM of uint8 reconstructions',
             'judge': f'SVM on centred frames of {len(real)} real training clips; clip = majority of frames',
             'samples_of_each_class': SAMPLES.value,
             'seed': SEED.value,

@@ -26,6 +26,7 @@ from flax import struct
 
 from walt.nn.conv import CausalConv3d
 from walt.tokenizer.autoencoder import Tokenizer
+from walt.tokenizer.pixels import check_unit
 
 
 @struct.dataclass
@@ -78,8 +79,8 @@ def encode_stream(module: Tokenizer, params, video: np.ndarray | Iterable, chunk
         chunk: latent frames computed at once, besides the shared one.
 
     Raises:
-        ValueError: on a chunk below 1, on sizes that the strides do not divide, or if the frames are not 1 + k s_t:
-            before the first piece where the clip is whole, else when the last piece has come.
+        ValueError: on a chunk below 1, on sizes that the strides do not divide, on pixels outside [0, 1], or if the
+            frames are not 1 + k s_t: before the first piece where the clip is whole, else when the last piece has come.
     """
     return _stream(module, params, video, chunk, 'encode')
 
@@ -113,6 +114,8 @@ def _stream(module, params, pieces, chunk, method):
             shared = min(frames, 1)  # with the window before
             frames += window.shape[1] - shared
             check(frames)
+            if method == 'encode':
+                check_unit(window)
             new = window.shape[1] - 1
             window = np.pad(window, [(0, 0), (0, chunk * stride_in - new), *[(0, 0)] * 3], mode='edge')
             if past is None:

@@ -32,6 +32,7 @@ from flax import linen as nn
 
 from walt.nn.norm import FrameGroupNorm
 from walt.tokenizer.autoencoder import Tokenizer
+from walt.tokenizer.pixels import check_unit
 
 
 def receptive_field(module: Tokenizer, method: str) -> tuple[int, int]:
@@ -78,10 +79,11 @@ def encode_tiled(
         tolerance: passes end when no moment changes by more, relative to the root of its mean square.
 
     Raises:
-        ValueError: if the strides do not divide the frame, the overlap is less than the receptive field and `inexact`
-            is not set, or the tile is not larger than the overlap.
+        ValueError: if pixels are outside [0, 1], the strides do not divide the frame, the overlap is less than the
+            receptive field and `inexact` is not set, or the tile is not larger than the overlap.
     """
     module.latent_shape(*video_BTHWC.shape[1:4])
+    check_unit(video_BTHWC)
     return _tiled(module, params, video_BTHWC, tile, overlap, inexact, tolerance, 'encode')
 
 
