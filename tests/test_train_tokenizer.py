@@ -1,0 +1,159 @@
+"""Training a tokenizer with every part: it resumes exactly, starts from another run, and tells how it does."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from conftest import DATA, binary, tokenizer_config
+from walt.tokenizer.pixels import check_brightness, check_unit
+
+
+def full_config(**changes) -> dict:
+    """All terms, a feature network, a discriminator and a code book; four steps, saved at 2 and 4."""
+    config = tokenizer_config()
+    config['data'] = DATA | {'size': 24}
+    config['losses'] = dict(reconstruction=5.0, perceptual=0.1, adversarial=0.1, r1=1.0, lecam=0.01)
+    config['losses'] |= dict(codebook=1.0, commitment=0.25, coverage=0.25, scale_equivariance=0.25)
+    config['tokenizer']['bottleneck'] = dict(name='vq', codes=16)
+    config['perceptual'] = dict(name='squeezenet')
+    config['discriminator'] = dict(name='residual_3d', channels=4, multipliers=(1,))
+    return config | changes
+
+
+@pytest.fixture(scope='module')
+def train():
+    program = binary('train_tokenizer')
+    return lambda config, workdir: program.train(config, str(workdir))
+
+
+@pytest.fixture(scope='module')
+def full(train, tmp_path_factory):
+    """(workdir, last state, what was printed) of a run with every part."""
+    workdir = tmp_path_factory.mktemp('full')
+    return workdir, train(full_config(), workdir)
+
+
+@pytest.fixture(scope='module')
+def images(train, tmp_path_factory):
+    """The workdir of an image tokenizer with the widths of `tokenizer_config`."""
+    workdir, config = tmp_path_factory.mktemp('images'), tokenizer_config()
+    config['data'] = DATA | {'frames': 1}
+    config['tokenizer'] |= {'kernel_t': 1, 'temporal_strides': (1, 1)}
+    train(config, workdir)
+    return workdir
+
+
+def assert_same(tree, other):
+    jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+def test_a_run_with_a_discriminator_resumes_exactly(full, train, tmp_path):
+    """From step 2, as if it had never stopped: tokenizer, discriminator, both optimizers, averages of logits."""
+    workdir, state = full
+    half = shutil.copytree(workdir, tmp_path / 'half')
+    shutil.rmtree(half / 'checkpoints' / '4')
+    resumed = train(full_config(), half)
+    assert resumed.step == 4
+    assert_same(resumed, state)
+
+
+def test_the_run_tells_of_every_term_and_of_held_out_clips(full):
+    rows = [json.loads(line) for line in (full[0] / 'metrics.jsonl').read_text().splitlines()]
+    train = next(row for row in rows if 'train/loss' in row)
+    terms = {*full_config()['losses'], 'discriminator', 'logit_real', 'logit_fake', 'code_use', 'perplexity'}
+    terms |= {'gradient_norm', 'gradient_norm_discriminator', 'latent_std', 'input_min', 'input_max'}
+    assert terms <= {name.removeprefix('train/') for name in train}
+    held_out = next(row for row in rows if 'validation/psnr' in row)
+    expected = {'perceptual', 'code_use', 'perplexity', 'latent_mean/2', 'latent_std/2'}
+    assert expected <= {name.removeprefix('validation/') for name in held_out}
+    (events,) = (full[0] / 'tensorboard').iterdir()
+    record = events.read_bytes()
+    assert b'validation/reconstructions' in record and b'\x89PNG' in record
+
+
+def test_what_is_off_is_printed(train, tmp_path, capfd):
+    train(tokenizer_config() | {'steps': 2}, tmp_path)
+    printed = capfd.readouterr().out
+    assert 'perceptual loss: off' in printed and 'adversarial loss: off' in printed
+    assert 'weights: reconstruction 5\n' in printed
+
+
+def test_a_second_stage_trains_the_decoder_of_another_run(full, train, tmp_path):
+    first, state = full
+    start = dict(tokenizer_dir=str(first), freeze_encoder=True)
+    after = train(full_config(start=start), tmp_path)
+    for part in ('encoder', 'bottleneck'):
+        assert_same(after.params[part], state.ema[part])
+        assert_same(after.ema[part], state.ema[part])
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), after.params['decoder'], state.ema['decoder'])
+    assert min(jax.tree.leaves(moved)) > 0
+
+
+def test_a_video_tokenizer_starts_from_one_of_images(images, train, tmp_path):
+    """Before its first step it does on single frames what the image tokenizer does."""
+    program = binary('train_tokenizer')
+    config = tokenizer_config()
+    objective = program.build.tokenizer_objective(config)
+    mesh = program.make_mesh()
+    frozen, _, _ = program.build.restore_tokenizer(str(images), mesh)
+    state, _ = program.create_tokenizer_state(
+        objective, program.build.optimizer(config['optimizer'], 4), mesh, jax.random.key(0), (5, 16, 16, 3)
+    )
+    params = program.build.starting_params(str(images), objective.tokenizer, state.params, mesh)
+    frame = np.random.default_rng(0).uniform(size=(1, 1, 16, 16, 3)).astype(np.float32)
+    before, _ = frozen.module.apply({'params': frozen.params}, frame)
+    now, _ = objective.tokenizer.apply({'params': params}, frame)
+    np.testing.assert_allclose(now, before, atol=1e-5)
+    config['start'] = dict(tokenizer_dir=str(images), freeze_encoder=False)
+    assert train(config, tmp_path).step == 4
+
+
+def test_a_start_from_another_bottleneck_is_refused_with_both(full, train, tmp_path):
+    config = tokenizer_config()
+    config['start'] = dict(tokenizer_dir=str(full[0]), freeze_encoder=False)
+    with pytest.raises(ValueError, match=r'(?s)bottleneck: Vq\(.*there, Continuous\(.*here'):
+        train(config, tmp_path)
+    assert not (tmp_path / 'config.json').exists()
+
+
+def test_a_frozen_encoder_without_a_start_is_refused(train, tmp_path):
+    config = full_config(start=dict(tokenizer_dir='', freeze_encoder=True))
+    with pytest.raises(ValueError, match=r'start\.freeze_encoder is on, but start\.tokenizer_dir is empty'):
+        train(config, tmp_path)
+
+
+def test_another_bottleneck_or_discriminator_on_resume_is_refused_with_both(full, train):
+    config = full_config()
+    config['tokenizer']['bottleneck'] = dict(name='vq', codes=32)
+    with pytest.raises(ValueError, match=r'tokenizer.bottleneck.codes: 16 there, 32 now'):
+        train(config, full[0])
+    config = full_config(discriminator=dict(name='residual_3d', channels=8, multipliers=(1,)))
+    with pytest.raises(ValueError, match=r'discriminator.channels: 4 there, 8 now'):
+        train(config, full[0])
+
+
+def test_a_checkpoint_without_a_discriminator_is_refused_with_both(trained, train, tmp_path):
+    """Also if nothing tells which configuration wrote it."""
+    workdir = shutil.copytree(trained.folder / 'tokenizer', tmp_path / 'copy')
+    (workdir / 'config.json').unlink()
+    config = tokenizer_config() | {'discriminator': dict(name='residual_3d', channels=4, multipliers=(1,))}
+    config['losses'] = dict(reconstruction=5.0, adversarial=0.1, r1=1.0, lecam=0.01)
+    with pytest.raises(ValueError, match=r'4 in .* has no discriminator, the configuration has a discriminator'):
+        train(config, workdir)
+
+
+def test_pixels_in_another_range_are_refused_with_both_ranges():
+    video = np.zeros((1, 2, 4, 4, 3), np.uint8)
+    with pytest.raises(ValueError, match=r'0\.\.255, got one in 0\.\.1'):
+        check_brightness(video + (np.arange(4) % 2).astype(np.uint8)[:, None])
+    check_brightness(video + 2)
+    with pytest.raises(ValueError, match=r'pixels in 0\.\.1, got -1\.\.1'):
+        check_unit(np.linspace(-1, 1, 10))
+    with pytest.raises(ValueError, match=r'pixels in 0\.\.1, got 0\.\.255'):
+        check_unit(np.array([0.0, 255.0]))
+    with pytest.raises(ValueError, match='got nan'):
+        check_unit(np.array([0.0, np.nan]))
+    check_unit(np.array([0.0, 1.0]))
