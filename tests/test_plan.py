@@ -18,8 +18,8 @@ from walt.parallel.mesh import make_mesh
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in ROOT.glob('configs/*.py') if path.stem not in ('__init__', 'common'))
 
-# Networks of the paper's size, which take ten seconds each to trace.
-LARGE = {'tokenizer_imagenet', 'tokenizer_k600', 'tokenizer_t2v', 'tokenizer_ucf101'}
+# Networks of dozens of layers, which take up to ten seconds each to trace.
+DEEP = {'tokenizer_imagenet', 'tokenizer_k600', 'tokenizer_t2v', 'tokenizer_ucf101', 'video_folder_tokenizer'}
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +45,7 @@ def full_size(name: str) -> dict:
     return importlib.import_module(f'configs.{name}').get_config().to_dict()
 
 
-@pytest.mark.parametrize('name', [pytest.param(c, marks=[pytest.mark.slow] if c in LARGE else []) for c in CONFIGS])
+@pytest.mark.parametrize('name', [pytest.param(c, marks=[pytest.mark.slow] if c in DEEP else []) for c in CONFIGS])
 def test_every_config_at_full_size_has_a_plan_within_a_minute_without_its_data(name, program):
     config = full_size(name)
     if 'root' in config['data']:

@@ -297,9 +297,9 @@ def as_table(result: Mapping[str, Any]) -> str:
     sizes |= {'devices': f'{result["devices"]:,} ({mesh})', 'steps': f'{result["steps"]:,}'}
     memory = {}
     for phase, uses in result['memory'].items():
-        clips = f'{result["rows"]:,} clips' if phase == 'training' else '1 clip'
-        memory[f'{phase}, {clips}'] = byte_text(uses['total'])
-        memory |= {f'{phase}/{use}': byte_text(count) for use, count in uses.items() if use != 'total' and count}
+        memory[f'{phase}, clips: {result["rows"] if phase == "training" else 1:,}'] = byte_text(uses['total'])
+        shown = {use: count for use, count in uses.items() if use != 'total' and count >= 2**10}
+        memory |= {f'{phase}/{use}': byte_text(count) for use, count in shown.items()}
     sections = {
         result['task']: sizes,
         'parameters': {path: million_text(count) for path, count in result['parameters'].items()},

@@ -12,18 +12,20 @@ backward pass will read, and falls again while gradients take the place of activ
                  forward  |  backward
 
 The peak is an estimate of what a compiler reserves beside the arguments, and it errs to both sides: compilers fuse
-elementwise operations and then hold less; they reorder, pad to tiles and copy to other layouts and then hold more.
-Peak by reserved bytes (`memory_analysis`), for training steps of small networks of this project:
+elementwise operations and then hold less; they reorder, pad to tiles, copy to other layouts and then hold more. Peak
+by reserved bytes (`compiled.memory_analysis().temp_size_in_bytes`, XLA of JAX 0.10.2), for training steps of small
+networks of this project:
 
-                                                        CPU            TPU v5p
-    tokenizer, float32                                  0.84 .. 0.88
-    tokenizer, bfloat16                                 0.86           1.12
-    denoiser, float32                                   1.07           1.28
-    denoiser, bfloat16 (CPUs compute in float32)        0.70           1.09
-    denoiser, each block recomputed, float32            0.91           1.76
-    denoiser, each block recomputed, bfloat16           0.68           1.90
+                                                    CPU            TPU v5p
+    tokenizer, float32                              0.84 .. 0.98   1.21
+    tokenizer, bfloat16 (CPUs compute in float32)   0.86           1.12
+    denoiser, float32                               1.07           1.28
+    denoiser, bfloat16                              0.70           1.09
+    denoiser, float32, blocks recomputed            0.91           1.76
+    denoiser, bfloat16, blocks recomputed           0.68           1.90
 
-and 0.80 .. 0.89 for encoding and decoding alone on a CPU.
+Encoding and decoding alone: 0.80 .. 0.89 on a CPU; 0.42 and 0.89 on the TPU, which pads 64 channels to 128. Where
+blocks are recomputed the peak is inside one block, and most of what it counts there is fused.
 """
 
 import math
