@@ -155,9 +155,9 @@ def test_files_that_cannot_be_read_are_named_and_leave_nothing(run, source, tmp_
 def test_a_file_that_gives_fewer_or_more_frames_than_it_lists_is_not_written(
     run, program, source, tmp_path, monkeypatch
 ):
-    frames = program._frames
+    frames = program.VideoFile.frames
     for count in (16, 18):  # of 17 in the gif
-        monkeypatch.setattr(program, '_frames', lambda *args, count=count: list(2 * [*frames(*args)])[:count])
+        monkeypatch.setattr(program.VideoFile, 'frames', lambda *args, count=count: list(2 * [*frames(*args)])[:count])
         status, printed = run(source / 'jump', tmp_path / 'small')
         reason = f'damaged: {count} of 17 frames decode' if count < 17 else 'more frames decode than the 17'
         assert status == 1 and f'skipped deep/b.gif: {reason}' in printed

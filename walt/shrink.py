@@ -10,7 +10,6 @@ exit status is then 1. The source `video_folder` takes the result in place of th
 """
 
 import os
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -74,10 +73,10 @@ def shrink(path: Path, small: Path, short_side: int) -> bool:
             stream.height, stream.width, stream.pix_fmt = height, width, 'yuv444p'
             stream.codec_context.time_base = Fraction(1, _CLOCK)
             count = 0
-            for count, frame_HWC in enumerate(_frames(path, height, width), start=1):
+            for count, frame_HWC in enumerate(file.frames((height, width)), start=1):
                 if count > len(file):
                     raise ValueError(f'more frames decode than the {len(file)} that the file lists')
-                frame = av.VideoFrame.from_ndarray(frame_HWC, 'rgb24')
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), 'rgb24')
                 frame.pts, frame.time_base = round(file.seconds[count - 1] * _CLOCK), Fraction(1, _CLOCK)
                 container.mux(stream.encode(frame))
             if count < len(file):
@@ -96,16 +95,6 @@ def _shape(path: Path) -> tuple[int, int, int] | None:
     except (av.FFmpegError, ValueError):
         return None
     return len(file), file.height, file.width
-
-
-def _frames(path: Path, height: int, width: int) -> Iterator[np.ndarray]:
-    """All frames, one after another, upright and scaled, uint8 (height, width, 3)."""
-    with av.open(str(path)) as container:
-        for frame in container.decode(container.streams.best('video')):
-            turns = frame.rotation // 90 % 4
-            lying_height, lying_width = (height, width) if turns % 2 == 0 else (width, height)
-            frame = frame.reformat(lying_width, lying_height, 'rgb24', interpolation='AREA')
-            yield np.ascontiguousarray(np.rot90(frame.to_ndarray(), turns))
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ it. Otherwise frames are counted from the beginning of the file: slower, never w
 import dataclasses
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import av
 import numpy as np
@@ -90,6 +90,15 @@ class VideoFile:
         if len(pictures) < len(wanted):
             raise ValueError(f'{self.path}: frames {sorted(wanted - pictures.keys())} of {len(self)} do not decode')
         return np.stack([pictures[int(index)] for index in indices])
+
+    def frames(self, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
+        """All frames that decode, one at a time, uint8 (height, width, 3); `size` as in `read`.
+
+        Of a damaged file they may be fewer or more than its length says.
+        """
+        with av.open(self.path) as container:
+            for frame in container.decode(_video_stream(container)):
+                yield _rgb(frame, size)
 
     def _decode(self, wanted: set[int], size: tuple[int, int] | None, seek: bool) -> dict[int, np.ndarray]:
         """The wanted frames that come by, up to the last one, after a seek to the first or from the beginning."""
