@@ -5,7 +5,6 @@ run to run, and parameters are drawn by NumPy rather than by an initialiser that
 """
 # ruff: noqa: E402 - JAX reads the environment when it is imported
 
-import importlib
 import os
 import shutil
 import sys
@@ -25,10 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 from flax import linen as nn
+from tiny import binary, denoiser_config, tokenizer_config
 
-from configs import quickstart_denoiser, quickstart_tokenizer
 from walt.denoiser.walt import Walt
 from walt.tokenizer.autoencoder import Tokenizer
 
@@ -81,50 +79,6 @@ def small_denoiser():
     params = random_parameters(module, z, jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32), 'estimate': z})
     apply = jax.jit(lambda params, z, t_B, cond: module.apply({'params': params}, z, t_B, cond))
     return SimpleNamespace(module=module, params=params, apply=apply)
-
-
-def binary(name: str):
-    """The module of a program. Programs share names of flags, so each one's are taken away when it is imported."""
-    module = importlib.import_module(f'walt.{name}')
-    for flag in list(flags.FLAGS):
-        if flags.FLAGS.find_module_defining_flag(flag).startswith('walt.'):
-            delattr(flags.FLAGS, flag)
-    return module
-
-
-DATA = {'name': 'moving_digits', 'frames': 5, 'size': 16, 'digit_size': 10, 'clips': 16}
-
-
-def tokenizer_config() -> dict:
-    """The smoke mode of the quickstart on smaller clips and a smaller network: four steps, saved at 2 and 4."""
-    config = quickstart_tokenizer.get_config('smoke').to_dict()
-    config |= {'batch_size': 4, 'data': DATA, 'latent_norm_batches': 1}
-    config['tokenizer'] |= {
-        'channels': 4,
-        'multipliers': (1, 2, 2),
-        'blocks': (0, 1, 0),
-        'spatial_strides': (2, 2),
-        'temporal_strides': (2, 2),
-        'latent_channels': 3,
-        'groups': 2,
-    }
-    return config
-
-
-def denoiser_config() -> dict:
-    config = quickstart_denoiser.get_config('smoke').to_dict()
-    config |= {'batch_size': 4, 'data': DATA}
-    config['denoiser'] |= {
-        'latent_shape': (2, 4, 4, 3),
-        'width': 8,
-        'depth': 2,
-        'heads': 2,
-        'patch': 1,
-        'spatiotemporal_window': (2, 2),
-        'rank': 2,
-    }
-    config['sampler'] |= {'steps': 3}
-    return config
 
 
 @pytest.fixture(scope='session')

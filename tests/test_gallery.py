@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import binary
+from tiny import binary
 
 
 @pytest.fixture(scope='module')

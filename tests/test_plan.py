@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from conftest import binary, denoiser_config, tokenizer_config
+from tiny import binary, denoiser_config, tokenizer_config
 
 from walt import build
 from walt.parallel.mesh import make_mesh

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import binary
+from tiny import binary
 
 from walt.data.video_file import VideoFile
 from walt.data.video_io import read_video, write_mp4

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 from absl import app
-from conftest import binary
+from tiny import binary
 
 from walt.data.video_file import VideoFile
 from walt.data.video_folder import VideoFolder

@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import DATA, binary, tokenizer_config
+from tiny import DATA, binary, tokenizer_config
 
 from walt.tokenizer.pixels import check_brightness, check_unit
 

@@ -1,0 +1,51 @@
+"""Tiny configurations, and programs as modules, for tests that train or run something whole."""
+
+import importlib
+
+from absl import flags
+
+from configs import quickstart_denoiser, quickstart_tokenizer
+
+
+def binary(name: str):
+    """The module of a program. Programs share names of flags, so each one's are taken away when it is imported."""
+    module = importlib.import_module(f'walt.{name}')
+    for flag in list(flags.FLAGS):
+        if flags.FLAGS.find_module_defining_flag(flag).startswith('walt.'):
+            delattr(flags.FLAGS, flag)
+    return module
+
+
+DATA = {'name': 'moving_digits', 'frames': 5, 'size': 16, 'digit_size': 10, 'clips': 16}
+
+
+def tokenizer_config() -> dict:
+    """The smoke mode of the quickstart on smaller clips and a smaller network: four steps, saved at 2 and 4."""
+    config = quickstart_tokenizer.get_config('smoke').to_dict()
+    config |= {'batch_size': 4, 'data': DATA, 'latent_norm_batches': 1}
+    config['tokenizer'] |= {
+        'channels': 4,
+        'multipliers': (1, 2, 2),
+        'blocks': (0, 1, 0),
+        'spatial_strides': (2, 2),
+        'temporal_strides': (2, 2),
+        'latent_channels': 3,
+        'groups': 2,
+    }
+    return config
+
+
+def denoiser_config() -> dict:
+    config = quickstart_denoiser.get_config('smoke').to_dict()
+    config |= {'batch_size': 4, 'data': DATA}
+    config['denoiser'] |= {
+        'latent_shape': (2, 4, 4, 3),
+        'width': 8,
+        'depth': 2,
+        'heads': 2,
+        'patch': 1,
+        'spatiotemporal_window': (2, 2),
+        'rank': 2,
+    }
+    config['sampler'] |= {'steps': 3}
+    return config
