@@ -32,7 +32,7 @@ mkdir -p "$runs/seconds"
 [[ -f $runs/seconds/install ]] || echo $((SECONDS - start)) > "$runs/seconds/install"
 
 python=.venv/bin/python
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}
+source launch/environment.sh
 tokenizer=$runs/tokenizer denoiser=$runs/denoiser
 
 # A stage is done when its file is newer than the checkpoints that it was made from.

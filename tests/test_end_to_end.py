@@ -108,7 +108,7 @@ def test_a_workdir_without_checkpoints_is_named(tmp_path):
 
 def evaluate(workdir: Path, out: Path) -> dict:
     """What `walt.evaluate` writes about a workdir whose data are 16 clips."""
-    sizes = ['--held_out=20', '--training=60', '--samples=1', '--batch_size=10', '--steps=2']
+    sizes = ['--held_out=20', '--training=60', '--samples=1', '--batch_size=10', '--steps=2', '--perceptual=none']
     done = run('evaluate', f'--workdir={workdir}', f'--out={out}', *sizes)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(out.read_text())

@@ -74,6 +74,20 @@ def test_the_run_tells_of_every_term_and_of_held_out_clips(full):
     assert b'validation/reconstructions' in record and b'\x89PNG' in record
 
 
+def test_held_out_clips_are_measured_in_a_feature_network_and_by_their_codes(full):
+    evaluate = binary('evaluate')
+    frozen, config, _ = evaluate.build.restore_tokenizer(str(full[0]), evaluate.make_mesh())
+    clips, _ = evaluate.read_clips(evaluate.build.source(config['data'], 'validation'), 7)
+    distance = evaluate.build.perceptual({'name': 'squeezenet'}, 'float32')
+    measured, at_once = (evaluate.measure_tokenizer(frozen, clips, size, [distance]) for size in (3, 7))
+    assert set(measured) == {'psnr_db', 'ssim', 'perceptual_squeezenet', 'code_use', 'perplexity'}
+    for name, value in at_once.items():
+        np.testing.assert_allclose(measured[name], value, rtol=1e-2, err_msg=name)
+    fake = jax.jit(lambda frozen, clips: frozen.decode(frozen.encode(clips)))(frozen, clips)
+    frames = [np.float32(x).reshape(-1, 24, 24, 3) / 255 for x in (fake, clips)]
+    np.testing.assert_allclose(measured['perceptual_squeezenet'], distance(*frames).mean(), rtol=1e-2)
+
+
 def test_what_is_off_is_printed(train, tmp_path, capfd):
     train(tokenizer_config() | {'steps': 2}, tmp_path)
     printed = capfd.readouterr().out
