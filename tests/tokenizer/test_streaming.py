@@ -144,3 +144,9 @@ def test_pieces_that_do_not_fit_are_refused_when_they_have_come(small_tokenizer)
         list(encode_stream(module, params, iter([np.zeros((1, 7, 8, 8, 3), np.float32)])))
     with pytest.raises(ValueError, match=r'0 frames are not 1 \+ k \* 4'):
         list(encode_stream(module, params, iter([])))
+
+
+def test_pixels_outside_0_to_1_are_refused_with_both_ranges(small_tokenizer):
+    video = np.full((1, 5, 8, 8, 3), 200, np.float32)
+    with pytest.raises(ValueError, match=r'0\.\.1, got 200\.\.200'):
+        list(encode_stream(small_tokenizer.module, small_tokenizer.params, video))

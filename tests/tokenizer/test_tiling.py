@@ -37,7 +37,7 @@ def whole(module, params, method, x):
 def frames(rng, *shape):
     """A frame that is not alike everywhere, so that a tile's statistics are not the frame's."""
     x = rng.uniform(size=shape)
-    return np.float32(x * np.linspace(0.2, 2, shape[2])[:, None, None] + np.linspace(0, 1, shape[3])[:, None])
+    return np.float32(x * np.linspace(0.1, 0.6, shape[2])[:, None, None] + np.linspace(0, 0.4, shape[3])[:, None])
 
 
 @pytest.mark.parametrize('spare', [0, 1])
@@ -138,3 +138,9 @@ def test_sizes_and_tiles_that_do_not_fit_are_refused_with_both_values(small):
         encode_tiled(module, params, np.zeros((1, 1, 32, 32, 3), np.float32), (12, 9), 9)
     with pytest.raises(ValueError, match=r'tiles of 0x9 latents .* overlap of 8'):
         decode_tiled(module, params, np.zeros((1, 1, 20, 20, 3), np.float32), (0, 9), 8, inexact=True)
+
+
+def test_pixels_outside_0_to_1_are_refused_with_both_ranges(small):
+    module, params = small
+    with pytest.raises(ValueError, match=r'0\.\.1, got -1\.\.-1'):
+        encode_tiled(module, params, np.full((1, 1, 16, 16, 3), -1, np.float32), (8, 8))
