@@ -1,5 +1,7 @@
 """Training a tokenizer with every part: it resumes exactly, starts from another run, and tells how it does."""
 
+import contextlib
+import io
 import json
 import shutil
 
@@ -32,8 +34,10 @@ def train():
 @pytest.fixture(scope='module')
 def full(train, tmp_path_factory):
     """(workdir, last state, what was printed) of a run with every part."""
-    workdir = tmp_path_factory.mktemp('full')
-    return workdir, train(full_config(), workdir)
+    workdir, printed = tmp_path_factory.mktemp('full'), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        state = train(full_config(), workdir)
+    return workdir, state, printed.getvalue()
 
 
 @pytest.fixture(scope='module')
@@ -52,7 +56,7 @@ def assert_same(tree, other):
 
 def test_a_run_with_a_discriminator_resumes_exactly(full, train, tmp_path):
     """From step 2, as if it had never stopped: tokenizer, discriminator, both optimizers, averages of logits."""
-    workdir, state = full
+    workdir, state, _ = full
     half = shutil.copytree(workdir, tmp_path / 'half')
     shutil.rmtree(half / 'checkpoints' / '4')
     resumed = train(full_config(), half)
@@ -88,15 +92,20 @@ def test_held_out_clips_are_measured_in_a_feature_network_and_by_their_codes(ful
     np.testing.assert_allclose(measured['perceptual_squeezenet'], distance(*frames).mean(), rtol=1e-2)
 
 
-def test_what_is_off_is_printed(train, tmp_path, capfd):
-    train(tokenizer_config() | {'steps': 2}, tmp_path)
-    printed = capfd.readouterr().out
-    assert 'perceptual loss: off' in printed and 'adversarial loss: off' in printed
-    assert 'weights: reconstruction 5\n' in printed
+def test_what_is_on_and_off_is_said():
+    program = binary('train_tokenizer')
+    for config, said in [(tokenizer_config(), ('off', 'off')), (full_config(), ('squeezenet', 'residual_3d'))]:
+        text = program.describe(program.build.tokenizer_objective(config), config)
+        assert f'perceptual loss: {said[0]}\n' in text and f'adversarial loss: {said[1]}\n' in text
+        assert 'weights: reconstruction 5' in text
+
+
+def test_a_run_prints_what_is_on_and_off(full):
+    assert 'perceptual loss: squeezenet\n' in full[2] and 'adversarial loss: residual_3d\n' in full[2]
 
 
 def test_a_second_stage_trains_the_decoder_of_another_run(full, train, tmp_path):
-    first, state = full
+    first, state, _ = full
     start = dict(tokenizer_dir=str(first), freeze_encoder=True)
     after = train(full_config(start=start), tmp_path)
     for part in ('encoder', 'bottleneck'):
@@ -118,8 +127,10 @@ def test_a_video_tokenizer_starts_from_one_of_images(images, train, tmp_path):
     )
     params = program.build.starting_params(str(images), objective.tokenizer, state.params, mesh)
     frame = np.random.default_rng(0).uniform(size=(1, 1, 16, 16, 3)).astype(np.float32)
-    before, _ = frozen.module.apply({'params': frozen.params}, frame)
-    now, _ = objective.tokenizer.apply({'params': params}, frame)
+    before, now = (
+        jax.jit(lambda params, module=module: module.apply({'params': params}, frame)[0])(params)
+        for module, params in ((frozen.module, frozen.params), (objective.tokenizer, params))
+    )
     np.testing.assert_allclose(now, before, atol=1e-5)
     config['start'] = dict(tokenizer_dir=str(images), freeze_encoder=False)
     assert train(config, tmp_path).step == 4
