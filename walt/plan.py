@@ -34,12 +34,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh
 
 from walt import build
 from walt.diffusion.guidance import classifier_free
 from walt.diffusion.sampler import sample
-from walt.parallel.mesh import AXES, BATCH_AXES, check_batch
+from walt.parallel.mesh import BATCH_AXES, abstract_mesh, check_batch
 from walt.planning.flops import flops
 from walt.planning.memory import peak_bytes, tree_bytes
 from walt.planning.program import Program, program
@@ -225,15 +225,6 @@ def clip_shape(section: Mapping[str, Any]) -> tuple[int, int, int, int]:
         raise ValueError(f'the shape of a clip of data {name!r} needs {missing}, it has {sorted(values)}')
     height, width = (values['size'],) * 2 if isinstance(values['size'], int) else values['size']
     return values['frames'], height, width, 3
-
-
-def abstract_mesh(devices: int | None = None, *, data: int = -1, fsdp: int = 1, tensor: int = 1) -> AbstractMesh:
-    """`make_mesh` without the devices. Raises `ValueError` if the axes do not multiply to `devices`."""
-    devices = devices or max(data, 1) * fsdp * tensor
-    shape = (devices // (fsdp * tensor) if data == -1 else data, fsdp, tensor)
-    if min(shape) < 1 or math.prod(shape) != devices:
-        raise ValueError(f'mesh {dict(zip(AXES, shape))} takes {math.prod(shape)} devices, the plan is for {devices}')
-    return AbstractMesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _abstract(new: Callable[[jax.Array], tuple[State, State]]) -> tuple[State, State]:

@@ -10,10 +10,13 @@ One device is a mesh of one, so the same program runs on a laptop and on a pod.
 import math
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 AXES = ('data', 'fsdp', 'tensor')
 BATCH_AXES = ('data', 'fsdp')
+
+# The compiler propagates shardings. The default, `Explicit`, refuses the reshapes of window attention.
+_AXIS_TYPES = (AxisType.Auto,) * len(AXES)
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
@@ -22,14 +25,21 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     Raises:
         ValueError: if the axes do not multiply to the number of devices.
     """
-    devices = jax.device_count()
+    return jax.make_mesh(_shape(jax.device_count(), data, fsdp, tensor), AXES, axis_types=_AXIS_TYPES)
+
+
+def abstract_mesh(devices: int | None = None, *, data: int = -1, fsdp: int = 1, tensor: int = 1) -> AbstractMesh:
+    """`make_mesh` for `devices` that are not there; None is the fewest that the axes take."""
+    return AbstractMesh(_shape(devices or max(data, 1) * fsdp * tensor, data, fsdp, tensor), AXES, _AXIS_TYPES)
+
+
+def _shape(devices: int, data: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
     if data == -1:
         data = devices // (fsdp * tensor)
     shape = (data, fsdp, tensor)
     if min(shape) < 1 or math.prod(shape) != devices:
         raise ValueError(f'mesh {dict(zip(AXES, shape))} takes {math.prod(shape)} devices, but there are {devices}')
-    # `Auto`: the compiler propagates shardings. The default, `Explicit`, refuses the reshapes of window attention.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return shape
 
 
 def check_batch(mesh: Mesh, batch_size: int) -> None:
