@@ -1,21 +1,65 @@
 """The W.A.L.T block: a spatial layer, then a spatiotemporal layer (figure 2). One is the other with another window.
 
     x <- x + alpha_1 Attention(gamma_1, beta_1 * LN(x))        within the window, with relative position bias
+    x <- x + CrossAttention(LN(x), text)                       where there is a text: keys are [window, text]
     x <- x + alpha_2 MLP(gamma_2, beta_2 * LN(x))
 
-The gates alpha are zero at initialisation, so a new block is the identity.
+The gates alpha, and what leaves the cross-attention, are zero at initialisation, so a new block is the identity. The
+six vectors of a layer have no place for the cross-attention, which is therefore not modulated (the paper is silent).
+
+A row may hold a stack of pictures in place of a clip (section 4.2). In its spatiotemporal layers the attention matrix
+is then the identity: each token's value passes, and nothing mixes. Projections and MLP act on it as on all tokens;
+`skip_images` reads the paper's figure instead, and leaves pictures out of these layers altogether. Texts, of which
+each picture has its own, are attended to within the spatial window in all layers of such a model (section 4.3).
 """
 
-import jax.numpy as jnp
-from flax import linen as nn
+import dataclasses
 
-from walt.denoiser.adaln import LowRankModulation, modulate
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from flax import struct
+
+from walt.denoiser.adaln import LowRankModulation, Modulation, modulate, over_space
 from walt.denoiser.windows import merge, partition
-from walt.nn.attention import Attention
+from walt.nn.attention import Attention, CrossAttention
 from walt.nn.conv import Triple
 from walt.nn.einsum import Einsum
-from walt.nn.embeddings import RelativePositionBias
+from walt.nn.embeddings import RelativePositionBias, rotary_angles
 from walt.nn.norm import LayerNorm
+
+
+@struct.dataclass
+class Text:
+    """`tokens_BTSD` of width D, T being 1 or the latent frames, and `mask_BTS`, False where there is no token."""
+
+    tokens_BTSD: jax.Array
+    mask_BTS: jax.Array
+
+
+@struct.dataclass
+class Context:
+    """What layers are told beside their tokens: the conditioning vector, the modulation that they share (None where
+    each has its own), a text or None, and which rows are stacks of pictures (None: no row is)."""
+
+    c_BTD: jax.Array
+    shared_BTSD: jax.Array | None = None
+    text: Text | None = None
+    image_B: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSpec:
+    """What all layers have in common; the fields are those of `Walt`."""
+
+    heads: int
+    hidden: int
+    rank: int = 2
+    qk_norm: bool = True
+    rope: bool = False
+    skip_images: bool = False
+    dtype: jnp.dtype = jnp.float32
 
 
 class Mlp(nn.Module):
@@ -33,47 +77,68 @@ class Mlp(nn.Module):
 
 
 class WindowLayer(nn.Module):
-    """(x_BTHWD, shared modulation (B, 6, D), c_BD) -> x_BTHWD: attention within windows, then the MLP."""
+    """(x_BTHWD, context) -> x_BTHWD: attention within windows, to the text within `text_window`, then the MLP."""
 
     window: Triple
-    heads: int
-    hidden: int
-    rank: int
-    qk_norm: bool
-    dtype: jnp.dtype = jnp.float32
+    text_window: Triple
+    spec: LayerSpec
 
     @nn.compact
-    def __call__(self, x_BTHWD, shared, c_BD):
-        grid = x_BTHWD.shape[1:4]
-        if self.rank:
-            shared = shared + LowRankModulation(self.rank, self.dtype, name='lora')(c_BD)
-        gamma_1, gamma_2, beta_1, beta_2, alpha_1, alpha_2 = jnp.moveaxis(shared, 1, 0)
+    def __call__(self, x_BTHWD, context: Context):
+        spec, dtype, grid = self.spec, self.spec.dtype, x_BTHWD.shape[1:4]
+        of_images = None if self.window[0] == 1 else context.image_B
+        gamma_1, gamma_2, beta_1, beta_2, alpha_1, alpha_2 = jnp.moveaxis(self._modulation(context), 2, 0)
 
-        y = modulate(LayerNorm(name='attention_norm')(x_BTHWD).astype(self.dtype), gamma_1, beta_1)
-        bias_NPP = RelativePositionBias(self.window, self.heads, name='relative_position')()
-        y = Attention(self.heads, self.qk_norm, self.dtype, name='attention')(partition(y, self.window), bias_NPP)
-        x_BTHWD = x_BTHWD + alpha_1[:, None, None, None] * merge(y, self.window, grid)
+        y = modulate(LayerNorm(name='attention_norm')(x_BTHWD).astype(dtype), gamma_1, beta_1)
+        y = self._attend(partition(y, self.window), of_images)
+        after = x_BTHWD + over_space(alpha_1) * merge(y, self.window, grid)
 
-        y = modulate(LayerNorm(name='mlp_norm')(x_BTHWD).astype(self.dtype), gamma_2, beta_2)
-        y = Mlp(self.hidden, self.dtype, name='mlp')(y)
-        return x_BTHWD + alpha_2[:, None, None, None] * y
+        if context.text is not None:
+            tokens_GSD, mask_GS = (rearrange(part, 'B T ... -> (B T) ...') for part in _fields(context.text))
+            y = partition(LayerNorm('embed', name='text_norm')(after).astype(dtype), self.text_window)
+            y = CrossAttention(spec.heads, spec.qk_norm, dtype, name='text')(y, tokens_GSD, mask_GS)
+            after = after + merge(y, self.text_window, grid)
+
+        y = modulate(LayerNorm(name='mlp_norm')(after).astype(dtype), gamma_2, beta_2)
+        after = after + over_space(alpha_2) * Mlp(spec.hidden, dtype, name='mlp')(y)
+        if spec.skip_images and of_images is not None:
+            after = jnp.where(of_images[:, None, None, None, None], x_BTHWD, after)
+        return after
+
+    def _modulation(self, context: Context):
+        """The six vectors, (B, T, 6, D)."""
+        if context.shared_BTSD is None:
+            return Modulation(dtype=self.spec.dtype, name='modulation')(context.c_BTD)
+        if not self.spec.rank:
+            return context.shared_BTSD
+        return context.shared_BTSD + LowRankModulation(self.spec.rank, self.spec.dtype, name='lora')(context.c_BTD)
+
+    def _attend(self, y_BPD, image_B):
+        spec = self.spec
+        bias_NPP = angles_PA = None
+        if spec.rope:
+            angles_PA = jnp.asarray(rotary_angles(self.window, y_BPD.shape[-1] // spec.heads))
+        else:
+            bias_NPP = RelativePositionBias(self.window, spec.heads, name='relative_position')()
+        alone_B = None if image_B is None else jnp.repeat(image_B, len(y_BPD) // len(image_B))
+        attention = Attention(spec.heads, spec.qk_norm, spec.dtype, name='attention')
+        return attention(y_BPD, bias_NPP, angles_PA, alone_B)
 
 
 class Block(nn.Module):
     """A spatial and a spatiotemporal layer, in the form that `nn.scan` takes."""
 
-    spatial_window: Triple
-    spatiotemporal_window: Triple
-    heads: int
-    hidden: int
-    rank: int
-    qk_norm: bool
-    dtype: jnp.dtype = jnp.float32
+    windows: tuple[Triple, Triple]
+    text_windows: tuple[Triple, Triple]
+    spec: LayerSpec
 
     @nn.compact
-    def __call__(self, x_BTHWD, shared, c_BD):
-        rest = (self.heads, self.hidden, self.rank, self.qk_norm, self.dtype)
-        x_BTHWD = WindowLayer(self.spatial_window, *rest, name='spatial')(x_BTHWD, shared, c_BD)
-        x_BTHWD = WindowLayer(self.spatiotemporal_window, *rest, name='spatiotemporal')(x_BTHWD, shared, c_BD)
+    def __call__(self, x_BTHWD, context: Context):
+        for name, window, text_window in zip(('spatial', 'spatiotemporal'), self.windows, self.text_windows):
+            x_BTHWD = WindowLayer(window, text_window, self.spec, name=name)(x_BTHWD, context)
         x_BTHWD = nn.with_logical_constraint(x_BTHWD, ('batch', 'frames', 'height', 'width', 'act_embed'))
         return x_BTHWD, None
+
+
+def _fields(text: Text):
+    return text.tokens_BTSD, text.mask_BTS

@@ -1,10 +1,15 @@
 """W.A.L.T: a transformer over latent frames that alternates spatial and spatiotemporal windows (arXiv:2312.06662).
 
-    [z_t, estimate of z_0] -> patches + positions -> (spatial layer, spatiotemporal layer) x depth / 2 -> prediction
-                 c = time embedding + label embedding -> AdaLN-LoRA in every layer
+    [z_t, estimate of z_0, ..] -> patches + positions -> (spatial layer, spatiotemporal layer) x depth / 2 -> prediction
+                  c = time embedding + label embedding + .. -> AdaLN-LoRA in every layer
 
-The network sees the noisy latent and, on more channels, its own previous estimate of the clean one (self-conditioning,
-section 4.3); zeros where there is none.
+What the network is given enters in one of three ways.
+
+    channels beside z_t   its own estimate of the clean latent (self-conditioning, section 4.3); the given frames and
+                          their mask (frame prediction, section 4.4); the low-resolution clip, brought to z_t's grid by
+                          a depth-to-space convolution (section 4.5)
+    c                     diffusion time; label; time of the noise on the low-resolution clip; the text's mean
+    keys and values       the text, token by token (section 4.3)
 """
 
 from collections.abc import Mapping
@@ -14,48 +19,67 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from walt.denoiser.adaln import SharedModulation, modulate
-from walt.denoiser.blocks import Block
+from walt.denoiser.adaln import Modulation, modulate
+from walt.denoiser.blocks import Block, Context, LayerSpec, Text
 from walt.denoiser.windows import check_window
-from walt.nn.conv import Triple
+from walt.nn.conv import SameConv3d, Triple, depth_to_space
 from walt.nn.einsum import Einsum, zeros
-from walt.nn.embeddings import LabelEmbedding, SpaceTimePosition, TimeEmbedding
+from walt.nn.embeddings import LabelEmbedding, PooledText, SpaceTimePosition, TimeEmbedding, rotary_angles
 from walt.nn.norm import LayerNorm
 
 
 class Walt(nn.Module):
-    """Class-conditional W.A.L.T denoiser; called as `Denoise`: (z_BTHWC, t_B, cond) -> prediction_BTHWC, float32.
+    """W.A.L.T denoiser; called as `Denoise`: (z_BTHWC, t_B, cond) -> prediction_BTHWC, float32.
 
-    `cond` holds `label` (B,), int32 in [0, classes], `classes` being the null class, and `estimate` (B, T, H, W, C).
+    `cond` has exactly the entries of `conditions`, in the shapes that `walt.denoiser.conditions` says.
 
     Attributes:
         latent_shape: (frames, height, width, channels) of the latents.
-        classes: number of classes, without the null class.
+        classes: number of classes, without the null class; 0 for a model without labels.
+        text_shape: (tokens S, width E) of text embeddings; () for a model without text.
+        pooled_text: the mean of a text's tokens goes into c as well.
+        frame_prediction: the first latent frames may be given.
+        upsample: how many times finer than the given low-resolution latents these are; 1: none are given.
+        images: rows may be stacks of pictures, each its own latent frame.
+        skip_images: pictures pass spatiotemporal layers untouched; see `walt.denoiser.blocks`.
         width: D.
         depth: layers, counted one by one: half are spatial, half spatiotemporal.
         heads: N.
-        mlp_ratio: hidden width of the MLP in units of `width`.
+        hidden: width of the MLP's hidden layer; 0 for four times `width`.
         patch: side of the square of latents that makes a token.
+        spatial_window: (height, width) of the spatial windows, in tokens; () for the whole frame.
         spatiotemporal_window: (height, width) of the spatiotemporal windows, in tokens.
         rank: of the AdaLN-LoRA pairs; 0 leaves them out.
+        separate_adaln: each layer has a modulation of its own; without pairs.
         qk_norm: layer norm on queries and keys.
+        rope: 3-D rotary positions in place of the learned bias for every offset.
         remat: recompute each block in the backward pass instead of keeping its activations.
         dtype: what the layers compute in.
 
     Raises:
-        ValueError: at construction, on sizes that do not divide; when called, on latents of another shape.
+        ValueError: at construction, on sizes that do not divide and fields that exclude each other; when called, on
+            latents or conditions of other names and shapes.
     """
 
     latent_shape: tuple[int, int, int, int]
-    classes: int
+    classes: int = 0
+    text_shape: tuple[int, int] | tuple[()] = ()
+    pooled_text: bool = False
+    frame_prediction: bool = False
+    upsample: int = 1
+    images: bool = False
+    skip_images: bool = False
     width: int = 1024
     depth: int = 24
     heads: int = 16
-    mlp_ratio: int = 4
+    hidden: int = 0
     patch: int = 1
+    spatial_window: tuple[int, int] | tuple[()] = ()
     spatiotemporal_window: tuple[int, int] = (8, 8)
     rank: int = 2
+    separate_adaln: bool = False
     qk_norm: bool = True
+    rope: bool = False
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -67,7 +91,20 @@ class Walt(nn.Module):
             raise ValueError(f'depth {self.depth} must be even: layers come as spatial, spatiotemporal')
         if any(size % self.patch for size in self.latent_shape[1:3]):
             raise ValueError(f'latents of {self.latent_shape} are not divisible by patch {self.patch}')
-        check_window(self.windows[1], self.grid)
+        if self.upsample < 1 or any(size % self.upsample for size in self.latent_shape[1:3]):
+            raise ValueError(f'latents of {self.latent_shape} are not divisible by upsample {self.upsample}')
+        if self.separate_adaln and self.rank:
+            raise ValueError(
+                f'separate_adaln goes with rank 0, not {self.rank}: pairs are added to a shared modulation'
+            )
+        if self.pooled_text and not self.text_shape:
+            raise ValueError('pooled_text is on, but text_shape is (): there is no text to take the mean of')
+        if self.skip_images and not self.images:
+            raise ValueError('skip_images is on, but images is off: there is nothing to skip')
+        if self.rope:
+            rotary_angles((1, 1, 1), self.width // self.heads)
+        for window in self.windows:
+            check_window(window, self.grid)
 
     @property
     def grid(self) -> Triple:
@@ -79,37 +116,103 @@ class Walt(nn.Module):
     def windows(self) -> tuple[Triple, Triple]:
         """The spatial and the spatiotemporal window, in tokens."""
         frames, height, width = self.grid
-        return (1, height, width), (frames, *self.spatiotemporal_window)
+        return (1, *(self.spatial_window or (height, width))), (frames, *self.spatiotemporal_window)
+
+    @property
+    def conditions(self) -> dict[str, tuple[int, ...]]:
+        """The shape of a row of every entry of `cond`."""
+        frames, height, width, channels = self.latent_shape
+        stack = (frames,) if self.images else ()
+        entries = {'estimate': self.latent_shape}
+        if self.classes:
+            entries['label'] = stack
+        if self.text_shape:
+            entries |= {'text': (*stack, *self.text_shape), 'text_mask': (*stack, self.text_shape[0])}
+        if self.frame_prediction:
+            entries |= {'frames': self.latent_shape, 'frames_mask': (frames,)}
+        if self.upsample > 1:
+            entries |= {'low': (frames, height // self.upsample, width // self.upsample, channels), 'low_t': ()}
+        if self.images:
+            entries['image'] = ()
+        return {name: tuple(shape) for name, shape in entries.items()}
 
     @nn.compact
     def __call__(self, z_BTHWC, t_B, cond: Mapping[str, jax.Array]):
-        if z_BTHWC.shape[1:] != tuple(self.latent_shape):
-            raise ValueError(
-                f'latents of shape {z_BTHWC.shape[1:]}, but the denoiser was built for {self.latent_shape}'
-            )
-        c_BD = TimeEmbedding(self.width, dtype=self.dtype, name='time')(t_B)
-        c_BD = c_BD + LabelEmbedding(self.classes, self.width, name='label')(cond['label']).astype(self.dtype)
+        self._check(z_BTHWC, cond)
+        image_B, stacked = cond.get('image'), (lambda x: x if self.images else x[:, None])
+        c_BTD = TimeEmbedding(self.width, dtype=self.dtype, name='time')(t_B)[:, None]
+        text = None
+        if self.classes:
+            label = LabelEmbedding(self.classes, self.width, name='label')(stacked(cond['label']))
+            c_BTD = c_BTD + label.astype(self.dtype)
+        if self.upsample > 1:
+            c_BTD = c_BTD + TimeEmbedding(self.width, dtype=self.dtype, name='low_time')(cond['low_t'])[:, None]
+        if self.text_shape:
+            text_BTSE, mask_BTS = stacked(cond['text']), stacked(cond['text_mask'])
+            shape = (self.text_shape[1], self.width)
+            project = Einsum('...E,ED->...D', shape, ('text', 'embed'), dtype=self.dtype, name='text')
+            text = Text(project(text_BTSE), mask_BTS)
+            if self.pooled_text:
+                c_BTD = c_BTD + PooledText(self.width, self.dtype, name='pooled_text')(text_BTSE, mask_BTS)
 
-        x_BTHWD = jnp.concatenate([z_BTHWC, cond['estimate']], axis=-1)
+        x_BTHWD = jnp.concatenate([z_BTHWC, *self._beside(cond)], axis=-1)
         x_BTHWD = rearrange(x_BTHWD, 'B T (H ph) (W pw) C -> B T H W (ph pw C)', ph=self.patch, pw=self.patch)
         embed = Einsum(
             '...C,CD->...D', (x_BTHWD.shape[-1], self.width), ('patch', 'embed'), dtype=self.dtype, name='patch'
         )
-        x_BTHWD = SpaceTimePosition(self.grid, name='position')(embed(x_BTHWD))
+        x_BTHWD = SpaceTimePosition(self.grid, name='position')(embed(x_BTHWD), image_B)
         x_BTHWD = nn.with_logical_constraint(x_BTHWD, ('batch', 'frames', 'height', 'width', 'act_embed'))
 
-        shared = SharedModulation(dtype=self.dtype, name='modulation')(c_BD)
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
-        blocks = nn.scan(
-            block,
+        shared = None if self.separate_adaln else Modulation(dtype=self.dtype, name='modulation')(c_BTD)
+        x_BTHWD, _ = self._blocks()(x_BTHWD, Context(c_BTD, shared, text, image_B))
+        return Head(self.latent_shape[-1], self.patch, self.dtype, name='head')(x_BTHWD, c_BTD)
+
+    def _beside(self, cond) -> list[jax.Array]:
+        """The channels beside z_t."""
+        beside = [cond['estimate']]
+        if self.frame_prediction:
+            mask_BTHW1 = jnp.broadcast_to(cond['frames_mask'][:, :, None, None, None], (*cond['frames'].shape[:-1], 1))
+            beside += [cond['frames'], mask_BTHW1.astype(cond['frames'].dtype)]
+        if self.upsample > 1:
+            up = (1, self.upsample, self.upsample)
+            features = self.upsample**2 * self.latent_shape[-1]
+            conv = SameConv3d(features, (1, 3, 3), dtype=self.dtype, axes=('latent', 'latent'), name='low')
+            beside.append(depth_to_space(conv(cond['low']), up))
+        return beside
+
+    def _blocks(self):
+        """All layers, two by two, with stacked parameters."""
+        spatial, spatiotemporal = self.windows
+        spec = LayerSpec(
+            heads=self.heads,
+            hidden=self.hidden or 4 * self.width,
+            rank=self.rank,
+            qk_norm=self.qk_norm,
+            rope=self.rope,
+            skip_images=self.skip_images,
+            dtype=self.dtype,
+        )
+        return nn.scan(
+            nn.remat(Block, prevent_cse=False) if self.remat else Block,
             length=self.depth // 2,
             variable_axes={'params': 0},
             split_rngs={'params': True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=nn.broadcast,
             metadata_params={nn.PARTITION_NAME: 'layers'},
-        )(*self.windows, self.heads, self.width * self.mlp_ratio, self.rank, self.qk_norm, self.dtype, name='blocks')
-        x_BTHWD, _ = blocks(x_BTHWD, shared, c_BD)
-        return Head(self.latent_shape[-1], self.patch, self.dtype, name='head')(x_BTHWD, c_BD)
+        )(self.windows, (spatial, spatial if self.images else spatiotemporal), spec, name='blocks')
+
+    def _check(self, z_BTHWC, cond) -> None:
+        if z_BTHWC.shape[1:] != tuple(self.latent_shape):
+            raise ValueError(
+                f'latents of shape {z_BTHWC.shape[1:]}, but the denoiser was built for {self.latent_shape}'
+            )
+        given = {name: tuple(value.shape[1:]) for name, value in cond.items()}
+        if given != self.conditions:
+            wrong = sorted(name for name in given | self.conditions if given.get(name) != self.conditions.get(name))
+            told = [
+                f'{name}: {given.get(name, "absent")}, expected {self.conditions.get(name, "absent")}' for name in wrong
+            ]
+            raise ValueError('the conditions of a row do not fit the denoiser: ' + '; '.join(told))
 
 
 class Head(nn.Module):
@@ -120,9 +223,9 @@ class Head(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x_BTHWD, c_BD):
-        scale_BD, shift_BD = jnp.moveaxis(SharedModulation(2, self.dtype, name='modulation')(c_BD), 1, 0)
-        x_BTHWD = modulate(LayerNorm(name='norm')(x_BTHWD).astype(self.dtype), scale_BD, shift_BD)
+    def __call__(self, x_BTHWD, c_BTD):
+        scale_BTD, shift_BTD = jnp.moveaxis(Modulation(2, self.dtype, name='modulation')(c_BTD), 2, 0)
+        x_BTHWD = modulate(LayerNorm(name='norm')(x_BTHWD).astype(self.dtype), scale_BTD, shift_BTD)
         shape = (x_BTHWD.shape[-1], self.patch**2 * self.channels)
         patches = Einsum('...D,DC->...C', shape, ('embed', 'patch'), init=zeros, dtype=self.dtype, name='linear')(
             x_BTHWD

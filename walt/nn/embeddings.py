@@ -1,4 +1,4 @@
-"""Embeddings: diffusion time, class, absolute position, relative position."""
+"""Embeddings: diffusion time, class, pooled text; absolute, relative and rotary positions."""
 
 import math
 
@@ -20,8 +20,26 @@ def sinusoid(t_B, frequencies: int = 256, max_period: float = 10_000.0):
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+class TwoLinear(nn.Module):
+    """x_BE -> (B, D): two linear layers with SiLU between them."""
+
+    width: int
+    axis: str
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        shapes = [(x.shape[-1], self.width), (self.width, self.width)]
+        axes = [(self.axis, 'embed'), ('embed', None)]
+        first, second = (
+            Einsum('...E,ED->...D', shape, names, init=initializers.normal(0.02), dtype=self.dtype, name=name)
+            for shape, names, name in zip(shapes, axes, ('first', 'second'))
+        )
+        return second(nn.silu(first(x)))
+
+
 class TimeEmbedding(nn.Module):
-    """Diffusion time t_B in [0, 1] -> (B, D): a sinusoid and two linear layers with SiLU between them (DiT)."""
+    """Diffusion time t_B in [0, 1] -> (B, D): a sinusoid and two linear layers (DiT)."""
 
     width: int
     frequencies: int = 256
@@ -29,36 +47,45 @@ class TimeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, t_B):
-        init = initializers.normal(0.02)
-        shapes = [(self.frequencies, self.width), (self.width, self.width)]
-        axes = [('frequency', 'embed'), ('embed', None)]
-        first, second = (
-            Einsum('BE,ED->BD', shape, names, init=init, dtype=self.dtype, name=name)
-            for shape, names, name in zip(shapes, axes, ('first', 'second'))
-        )
-        return second(nn.silu(first(sinusoid(t_B, self.frequencies))))
+        return TwoLinear(self.width, 'frequency', self.dtype, name='mlp')(sinusoid(t_B, self.frequencies))
+
+
+class PooledText(nn.Module):
+    """text_BTSE, mask_BTS -> (B, T, D): the mean of the tokens that are not masked, and two linear layers."""
+
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, text_BTSE, mask_BTS):
+        weight_BTS1 = mask_BTS[..., None].astype(jnp.float32)
+        mean_BTE = (text_BTSE * weight_BTS1).sum(-2) / jnp.maximum(weight_BTS1.sum(-2), 1)
+        return TwoLinear(self.width, 'text', self.dtype, name='mlp')(mean_BTE)
 
 
 class LabelEmbedding(nn.Module):
-    """label_B in [0, classes] -> (B, D); the last row, `classes`, is the null class of classifier-free guidance."""
+    """label in [0, classes] -> (..., D); the last row, `classes`, is the null class of classifier-free guidance."""
 
     classes: int
     width: int
 
     @nn.compact
-    def __call__(self, label_B):
+    def __call__(self, label):
         init = nn.with_logical_partitioning(initializers.normal(0.02), ('classes', 'embed'))
         table = self.param('table', init, (self.classes + 1, self.width), PARAM_DTYPE)
-        return table[label_B]
+        return table[label]
 
 
 class SpaceTimePosition(nn.Module):
-    """Adds a learned vector for the place within the frame and one for the latent frame to x_BTHWD."""
+    """Adds a learned vector for the place within the frame and one for the latent frame to x_BTHWD.
+
+    In rows of `image_B` every frame is a picture of its own, and has the vector of the first.
+    """
 
     extent: Triple  # frames, height, width of the tables
 
     @nn.compact
-    def __call__(self, x_BTHWD):
+    def __call__(self, x_BTHWD, image_B=None):
         frames, height, width = self.extent
         features = x_BTHWD.shape[-1]
 
@@ -68,7 +95,9 @@ class SpaceTimePosition(nn.Module):
 
         space_HWD = table('space', (height, width), ('position_h', 'position_w'))
         time_TD = table('time', (frames,), ('position_t',))
-        return x_BTHWD + space_HWD + time_TD[:, None, None]
+        if image_B is not None:
+            time_TD = jnp.where(image_B[:, None, None], time_TD[0], time_TD)
+        return x_BTHWD + space_HWD + time_TD[..., None, None, :]
 
 
 class RelativePositionBias(nn.Module):
@@ -88,6 +117,41 @@ class RelativePositionBias(nn.Module):
 def relative_index(window: Triple) -> np.ndarray:
     """(P, P): which row of the table holds the offset from token to token, tokens in (t, h, w) order."""
     spans = [2 * extent - 1 for extent in window]
-    places_P3 = np.stack(np.meshgrid(*map(np.arange, window), indexing='ij'), axis=-1).reshape(-1, 3)
+    places_P3 = places(window)
     offsets_PP3 = places_P3[:, None] - places_P3[None] + (np.array(window) - 1)
     return np.ravel_multi_index(tuple(np.moveaxis(offsets_PP3, -1, 0)), spans)
+
+
+def places(window: Triple) -> np.ndarray:
+    """(P, 3): frame, row and column of every token of a window, in (t, h, w) order."""
+    return np.stack(np.meshgrid(*map(np.arange, window), indexing='ij'), axis=-1).reshape(-1, 3)
+
+
+def rotary_angles(window: Triple, head: int, max_period: float = 10_000.0) -> np.ndarray:
+    """Angles of 3-D rotary positions (arXiv:2104.09864, by axis): float32 (P, head / 2), tokens in (t, h, w) order.
+
+    Three eighths of the pairs turn with the row, as many with the column, the rest with the frame, at rates that fall
+    geometrically from 1 to 1 / max_period within each.
+
+    Raises:
+        ValueError: if a head of `head` channels has less than a pair for each axis, or an odd number of channels.
+    """
+    pairs = head // 2
+    of_row = 3 * pairs // 8
+    if head % 2 or not of_row:
+        raise ValueError(f'rotary positions in time and space take an even head width of 6 or more, not {head}')
+
+    def rates(count):
+        return max_period ** -(np.arange(count) / count)
+
+    counts = (pairs - 2 * of_row, of_row, of_row)
+    parts = [places_P[:, None] * rates(count) for places_P, count in zip(places(window).T, counts)]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def rotate(x_BLNK, angles_LA):
+    """Turns every pair (x_i, x_{i + K/2}) of a token's channels by its angle, so products see differences of places."""
+    first, second = jnp.split(x_BLNK.astype(jnp.float32), 2, axis=-1)
+    cos, sin = (f(angles_LA)[:, None] for f in (jnp.cos, jnp.sin))
+    turned = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
+    return turned.astype(x_BLNK.dtype)

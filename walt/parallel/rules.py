@@ -32,6 +32,7 @@ RULES = (
     ('adaln', 'tensor'),
     ('lora', None),
     ('patch', None),
+    ('text', None),
     ('frequency', None),
     ('position_t', None),
     ('position_h', None),

@@ -1,0 +1,79 @@
+"""What a denoiser is conditioned on: which entries `cond` has, and what stands for "nothing given".
+
+    label         int32 (B,), or (B, T) where rows may be stacks of pictures           nothing: the class `classes`
+    text          (B, S, E), or (B, T, S, E)                                           nothing: the text of ''
+    text_mask     bool, the same without E
+    frames        (B, T, H, W, C), latents of the given frames, zeros elsewhere        nothing: zeros
+    frames_mask   (B, T), 1 where a frame is given, 0 where not                        nothing: zeros
+    low           (B, T, H / u, W / u, C), latents of the same clip at low resolution
+    low_t         (B,), the time whose noise was added to `low`
+    image         bool (B,), rows that are stacks of T pictures
+    estimate      (B, T, H, W, C), the denoiser's own last estimate of z_0, zeros where there is none
+
+A given frame may be noisy; then its entry of `frames_mask` is alpha of the noise's time: how far to trust it.
+
+Guidance compares the prediction under some condition with that under nothing: `without`. It leaves `low` and `image`
+alone, which say what is being made.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+@struct.dataclass
+class NullText:
+    """The embedding of the empty string: `text_SE` and `mask_S`."""
+
+    text_SE: jax.Array
+    mask_S: jax.Array
+
+
+def given_frames(z_BTHWC, given_BT, alpha_B=1.0) -> dict[str, jax.Array]:
+    """`frames` and `frames_mask` that give the latent frames `given_BT` (bool) of z, of which alpha_B is not noise."""
+    frames = jnp.where(given_BT[..., None, None, None], z_BTHWC, 0)
+    return {'frames': frames, 'frames_mask': given_BT * jnp.reshape(jnp.asarray(alpha_B, jnp.float32), (-1, 1))}
+
+
+GUIDABLE = ('label', 'text', 'frames')
+
+
+def without(
+    cond: Mapping[str, jax.Array],
+    parts: Iterable[str] = GUIDABLE,
+    *,
+    classes: int,
+    null_text: NullText | None = None,
+    rows_B: jax.Array | None = None,
+) -> dict[str, jax.Array]:
+    """`cond` with nothing in place of some of its parts; parts that it does not have are passed over.
+
+    Args:
+        parts: some of 'label', 'text', 'frames'.
+        classes: of the denoiser.
+        null_text: needed where a text is taken away.
+        rows_B: the rows to do this to, bool; all by default.
+
+    Raises:
+        ValueError: for a part that cannot be taken away, or a text with nothing to put in its place.
+    """
+    cond = dict(cond)
+    if wrong := sorted(set(parts) - set(GUIDABLE)):
+        raise ValueError(f'conditions {wrong} cannot be taken away; those that can: {GUIDABLE}')
+    nothing = {}
+    if 'label' in parts and 'label' in cond:
+        nothing['label'] = classes
+    if 'text' in parts and 'text' in cond:
+        if null_text is None:
+            raise ValueError("the condition 'text' can only be taken away where the null text is known, and it is None")
+        nothing |= {'text': null_text.text_SE, 'text_mask': null_text.mask_S}
+    if 'frames' in parts and 'frames' in cond:
+        nothing |= {'frames': 0, 'frames_mask': 0}
+    for name, value in nothing.items():
+        there = cond[name]
+        value = jnp.broadcast_to(jnp.asarray(value, there.dtype), there.shape)
+        chosen = True if rows_B is None else jnp.expand_dims(rows_B, tuple(range(1, there.ndim)))
+        cond[name] = jnp.where(chosen, value, there)
+    return cond

@@ -1,0 +1,145 @@
+"""From a batch of data to the rows that a denoiser trains on: clean latents, and what it is told about them.
+
+    batch                                                   rows
+    video  uint8 (B, 1 + T, H, W, 3), or z, its latents     z        (R, t, h, w, C)
+    label  (B,)                                             label    (R,), or (R, t) where rows may be pictures
+    text   (B, S, E), text_mask (B, S)                      text     (R, S, E), or (R, t, S, E); text_mask
+    low    latents at low resolution, else made of video    low      (R, t, h / u, w / u, C)
+    images        uint8 (B, k, t, H, W, 3), or images_z     image    (R,), which rows are stacks of t pictures
+    images_label  (B, k, t), images_text, images_text_mask
+
+R = B, or B (1 + k) in joint training, where each clip comes with k stacks of pictures (W.A.L.T, section 4.1). What a
+denoiser has no use for is passed over; what it needs and the batch does not have is an error.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from walt.denoiser.conditions import NullText, given_frames, without
+from walt.denoiser.walt import Walt
+from walt.diffusion.schedules import Schedule, corrupt
+from walt.randomness import stream
+from walt.tokenizer.frozen import FrozenTokenizer
+from walt.tokenizer.pixels import from_uint8, to_uint8
+
+Rows = dict[str, jax.Array]
+
+_ROW_WISE = ('label', 'text', 'text_mask')
+
+
+def latent_rows(frozen: FrozenTokenizer, batch, denoiser: Walt) -> Rows:
+    """The rows of a batch; the tokenizer is asked for what is not latents yet.
+
+    Raises:
+        ValueError: if the batch lacks something that the denoiser is built for.
+    """
+    wanted = [name for name in _ROW_WISE if name in denoiser.conditions]
+    rows = {'z': batch['z'] if 'z' in batch else frozen.encode(batch['video'])}
+    if denoiser.upsample > 1:
+        rows['low'] = batch['low'] if 'low' in batch else frozen.encode(shrink(batch['video'], denoiser.upsample))
+    missing = [name for name in wanted if name not in batch]
+    if denoiser.images and not {'images', 'images_z'} & set(batch):
+        missing.append('images')
+    if missing:
+        raise ValueError(f'the denoiser needs {missing} of a batch, which has {sorted(batch)}')
+    rows |= {name: batch[name] for name in wanted}
+    return _with_images(frozen, batch, rows) if denoiser.images else rows
+
+
+def _with_images(frozen: FrozenTokenizer, batch, rows: Rows) -> Rows:
+    """Stacks of pictures as further rows; clips repeat label and text for each of their latent frames."""
+    frames = rows['z'].shape[1]
+    if 'images_z' in batch:
+        z_BKTHWC = batch['images_z']
+    else:
+        pictures = batch['images']
+        alone = pictures.reshape(-1, 1, *pictures.shape[3:])
+        z_BKTHWC = frozen.encode(alone).reshape(*pictures.shape[:3], *rows['z'].shape[2:])
+    if z_BKTHWC.shape[2] != frames:
+        raise ValueError(f'stacks of {z_BKTHWC.shape[2]} pictures beside clips of {frames} latent frames')
+
+    def joined(of_clips, of_stacks):
+        return jnp.concatenate([of_clips, of_stacks.reshape(-1, *of_stacks.shape[2:])])
+
+    image_R = jnp.arange(len(rows['z']) * (1 + z_BKTHWC.shape[1])) >= len(rows['z'])
+    merged = {'z': joined(rows.pop('z'), z_BKTHWC), 'image': image_R}
+    for name, of_clips in rows.items():
+        merged[name] = joined(jnp.repeat(of_clips[:, None], frames, axis=1), batch[f'images_{name}'])
+    return merged
+
+
+def shrink(video_BTHWC, factor: int):
+    """uint8 clips at 1 / `factor` of their height and width, each pixel the mean of those it covers."""
+    batch, frames, height, width, channels = video_BTHWC.shape
+    cells = from_uint8(video_BTHWC).reshape(batch, frames, height // factor, factor, width // factor, factor, channels)
+    return to_uint8(cells.mean((3, 5)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditioning:
+    """What of the conditions is shown in training; called with rows, it returns the denoiser's `cond`.
+
+    The paper leaves all of these numbers open (walt.md names them NOT FOUND); the defaults are ours.
+
+    Attributes:
+        schedule: of the noise that is added to conditions.
+        dropout: probability that nothing stands in place of label and text, of both at once, for guidance.
+        given_frames: how many of the first latent frames are given, one of these numbers at random.
+        given_probability: p_fp, the probability that frames are given at all.
+        given_noise: given frames have the noise of a time drawn from U(0, this), against drift in long videos.
+        low_noise: the same for low-resolution latents; the paper's t_max_noise.
+
+    Raises:
+        ValueError: on a probability or time outside [0, 1], or less than one given frame.
+    """
+
+    schedule: Schedule
+    dropout: float = 0.1
+    given_frames: tuple[int, ...] = (1, 2)
+    given_probability: float = 0.5
+    given_noise: float = 0.0
+    low_noise: float = 0.25
+
+    def __post_init__(self):
+        for name in ('dropout', 'given_probability', 'given_noise', 'low_noise'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f'{name} is in [0, 1], not {getattr(self, name)}')
+        if not self.given_frames or min(self.given_frames) < 1:
+            raise ValueError(f'given_frames are numbers of 1 or more, not {self.given_frames}')
+
+    def __call__(self, denoiser: Walt, rows: Rows, null_text: NullText | None, key: jax.Array) -> Rows:
+        """
+        Args:
+            rows: of `latent_rows`.
+            null_text: of a denoiser with text; None will do where nothing is dropped.
+            key: of this step.
+        """
+        z, cond = rows['z'], {name: rows[name] for name in denoiser.conditions if name in rows}
+        if denoiser.frame_prediction:
+            cond |= self._given(z, rows.get('image'), stream(key, 'given'))
+        if denoiser.upsample > 1:
+            low_t = self.low_noise * jax.random.uniform(stream(key, 'low_time'), z.shape[:1])
+            cond |= {'low': noisy(self.schedule, rows['low'], low_t, stream(key, 'low_noise')), 'low_t': low_t}
+        if not self.dropout:
+            return cond
+        dropped_B = jax.random.bernoulli(stream(key, 'dropout'), self.dropout, z.shape[:1])
+        return without(cond, ('label', 'text'), classes=denoiser.classes, null_text=null_text, rows_B=dropped_B)
+
+    def _given(self, z, image_B, key):
+        """`frames` and `frames_mask`. Pictures of a stack are not given: one says nothing of another."""
+        rows = z.shape[:1]
+        counts_B = jax.random.choice(stream(key, 'count'), jnp.array(self.given_frames), rows)
+        shown_B = jax.random.bernoulli(stream(key, 'shown'), self.given_probability, rows)
+        if image_B is not None:
+            shown_B &= ~image_B
+        given_BT = jnp.arange(z.shape[1]) < jnp.where(shown_B, counts_B, 0)[:, None]
+        t_B = self.given_noise * jax.random.uniform(stream(key, 'time'), rows)
+        alpha_B, _ = self.schedule.alpha_sigma(t_B)
+        return given_frames(noisy(self.schedule, z, t_B, stream(key, 'noise')), given_BT, alpha_B)
+
+
+def noisy(schedule: Schedule, z, t_B, key):
+    """Latents with the noise of time `t_B`."""
+    return corrupt(z, jax.random.normal(key, z.shape), *schedule.alpha_sigma(t_B))
