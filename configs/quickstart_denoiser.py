@@ -23,6 +23,8 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     )
     config.tokenizer_dir = ''
     config.cache_latents = True
+    config.text = dict(name='none')
+    config.start = dict(denoiser_dir='')
     config.denoiser = dict(
         name='walt',
         latent_shape=(5, 4, 4, 8),
@@ -36,7 +38,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     )
     config.schedule = dict(name='discrete_linear', steps=1000, beta_start=1e-4, beta_end=0.02, zero_terminal_snr=True)
     config.loss = dict(parametrisation='v', self_conditioning=0.9)
-    config.label_dropout = 0.1
+    config.conditioning = dict(dropout=0.1)
     config.sampler = dict(name='ddim', steps=50, guidance=3.0, eta=0.0)
     config.optimizer = dict(name='adamw', learning_rate=2e-3, warmup_steps=100, b1=0.9, b2=0.99, clip_norm=1.0)
     config.ema_decay = 0.99

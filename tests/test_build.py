@@ -85,9 +85,10 @@ def test_every_config_builds_its_objects_and_its_smoke_mode_takes_a_step_in_shap
         denoiser = build.denoiser(config['denoiser'], config['dtype'])
         assert denoiser.classes == source.num_classes
         build.sampler(config['sampler'])
-        loss = build.loss(config['loss'], build.schedule(config['schedule']))
+        schedule = build.schedule(config['schedule'])
+        loss, conditioning = build.loss(config['loss'], schedule), build.conditioning(config['conditioning'], schedule)
         batch['z'] = jax.ShapeDtypeStruct((config['batch_size'], *denoiser.latent_shape), jnp.float32)
-        whole_step = make_denoiser_step(denoiser, loss, optimizer, config['ema_decay'], config['label_dropout'])
+        whole_step = make_denoiser_step(denoiser, loss, optimizer, config['ema_decay'], conditioning)
 
         def new(key):
             return create(build.init_denoiser(denoiser), optimizer, make_mesh(), key)[0]
@@ -179,7 +180,7 @@ def test_what_the_program_or_linen_gives_is_no_key_of_a_section(kind, key):
 
 
 def test_a_missing_key_is_named():
-    with pytest.raises(ValueError, match=r"denoiser 'walt' needs \['classes', 'latent_shape'\]"):
+    with pytest.raises(ValueError, match=r"denoiser 'walt' needs \['latent_shape'\]"):
         build.denoiser({'name': 'walt'}, 'float32')
     with pytest.raises(ValueError, match=r"needs 'steps' and 'guidance', it has \['name', 'steps'\]"):
         build.sampler({'name': 'ddim', 'steps': 5})

@@ -71,10 +71,10 @@ def test_sampling_writes_a_video_of_each_clip_and_pictures_of_all(samples):
 
 def test_samples_json_says_how_they_were_made(samples, trained):
     record = json.loads((samples / 'samples.json').read_text())
-    assert record['checkpoint'] == f'{trained.folder}/denoiser/checkpoints/4' and record['step'] == 4
+    assert record['checkpoint'] == [f'{trained.folder}/denoiser/checkpoints/4'] and record['step'] == [4]
     assert record['labels'] == [0, 0, 3, 3] and record['files'] == CLIPS
     assert record['seed'] == 0 and record['batch_size'] == 10
-    assert record['sampler'] == trained.configs['denoiser']['sampler']
+    assert record['sampler'] == [trained.configs['denoiser']['sampler']]
     assert {'seconds_a_clip', 'seconds_a_batch', 'device'} <= set(record)
 
 

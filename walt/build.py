@@ -18,8 +18,11 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from walt.data.image_folder import ImageFolder
+from walt.data.joint import Joint
 from walt.data.moving_digits import MovingDigits
 from walt.data.video_folder import VideoFolder
+from walt.denoiser.aspect import change_aspect
+from walt.denoiser.conditions import NullText, abstract
 from walt.denoiser.walt import Walt
 from walt.diffusion.loss import DenoisingLoss
 from walt.diffusion.schedules import ContinuousLinear, DiscreteLinear, Schedule
@@ -35,6 +38,7 @@ from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
 from walt.tokenizer.inflation import inflate
 from walt.tokenizer.objective import Objective
 from walt.training.checkpoints import restore_ema, saved_config
+from walt.training.conditions import Conditioning
 from walt.training.optimizer import adamw
 from walt.training.state import abstract_params
 
@@ -43,6 +47,7 @@ TOKENIZERS = {'causal_cnn': Tokenizer}
 BOTTLENECKS = {'none': Continuous, 'kl': Kl, 'vq': Vq, 'lfq': Lfq, 'fsq': Fsq}
 DISCRIMINATORS = {'none': lambda dtype: None, 'residual_3d': Discriminator}
 PERCEPTUAL = {'none': lambda dtype: None, 'squeezenet': squeezenet_distance, 'vgg': vgg_distance}
+TEXT_ENCODERS = {'none': lambda: None}
 DENOISERS = {'walt': Walt}
 SCHEDULES = {'discrete_linear': DiscreteLinear, 'continuous_linear': ContinuousLinear}
 STEPPERS = {'ddim': Ddim}
@@ -51,8 +56,8 @@ OPTIMIZERS = {'adamw': adamw}
 _RUN_KEYS = {'seed', 'batch_size', 'steps', 'data', 'tokenizer', 'optimizer', 'ema_decay', 'dtype', 'mesh'}
 _RUN_KEYS |= {'log_every', 'checkpoint_every', 'validate_every', 'validation_batches'}
 TOKENIZER_KEYS = _RUN_KEYS | {'losses', 'perceptual', 'discriminator', 'start', 'latent_norm_batches'}
-DENOISER_KEYS = _RUN_KEYS - {'tokenizer'} | {'tokenizer_dir', 'cache_latents', 'denoiser', 'schedule', 'loss'}
-DENOISER_KEYS |= {'label_dropout', 'sampler'}
+DENOISER_KEYS = _RUN_KEYS - {'tokenizer'} | {'tokenizer_dir', 'cache_latents', 'text', 'denoiser', 'start'}
+DENOISER_KEYS |= {'schedule', 'loss', 'conditioning', 'sampler'}
 
 
 def config_flag():
@@ -89,7 +94,12 @@ def construct(kind: str, section: Mapping[str, Any], choices: Mapping[str, Calla
 
 
 def source(section: Mapping[str, Any], split: str):
-    """The data set of a section; `split` is 'train' or 'validation'."""
+    """The data set of a section; `split` is 'train' or 'validation'. Those of `joint` are sections of their own."""
+    if section.get('name') == 'joint':
+        section = dict(section) | {
+            part: source(section[part], split) for part in ('clips', 'pictures') if part in section
+        }
+        return construct('data', section, {'joint': Joint})
     return construct('data', section, SOURCES, split=split)
 
 
@@ -123,6 +133,11 @@ def tokenizer_objective(config: Mapping[str, Any]) -> Objective:
     )
 
 
+def text_encoder(section: Mapping[str, Any]):
+    """The encoder of prompts and captions, or None. Raises `FileNotFoundError` where its weights are not installed."""
+    return construct('text', section, TEXT_ENCODERS)
+
+
 def denoiser(section: Mapping[str, Any], dtype: str) -> Walt:
     return construct('denoiser', section, DENOISERS, dtype=compute_dtype(dtype))
 
@@ -135,16 +150,23 @@ def loss(section: Mapping[str, Any], schedule: Schedule) -> DenoisingLoss:
     return construct('loss', {'name': 'denoising', **section}, {'denoising': DenoisingLoss}, schedule=schedule)
 
 
+def conditioning(section: Mapping[str, Any], schedule: Schedule) -> Conditioning:
+    return construct(
+        'conditioning', {'name': 'conditioning', **section}, {'conditioning': Conditioning}, schedule=schedule
+    )
+
+
+# Keys of the section `sampler` that are fields of `Stage`; the others are the stepper's.
+_STAGE_KEYS = {'steps', 'guidance', 'frames_guidance', 'frames_noise', 'low_noise'}
+
+
 def sampler(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `Stage` that say how it samples: `stepper` (by name, with its keys), `steps` and `guidance`."""
-    rest = {key: value for key, value in section.items() if key not in ('steps', 'guidance')}
-    if len(section) - len(rest) < 2:
+    """The fields of `Stage` that say how it samples: `stepper` (by name, with its keys), `steps`, `guidance`, ..."""
+    fields = {key: value for key, value in section.items() if key in _STAGE_KEYS}
+    if not {'steps', 'guidance'} <= set(fields):
         raise ValueError(f"sampler needs 'steps' and 'guidance', it has {sorted(section)}")
-    return {
-        'stepper': construct('sampler', rest, STEPPERS),
-        'steps': section['steps'],
-        'guidance': section['guidance'],
-    }
+    rest = {key: value for key, value in section.items() if key not in _STAGE_KEYS}
+    return fields | {'stepper': construct('sampler', rest, STEPPERS)}
 
 
 def optimizer(section: Mapping[str, Any], steps: int):
@@ -163,8 +185,26 @@ def init_tokenizer(module: Tokenizer, video_shape: tuple[int, ...]) -> Callable[
 
 def init_denoiser(module: Walt) -> Callable[[jax.Array], Any]:
     """key -> variables."""
-    z = jnp.zeros((1, *module.latent_shape))
-    return lambda key: module.init(key, z, jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32), 'estimate': z})
+
+    def init(key):
+        cond = {name: jnp.zeros(entry.shape, entry.dtype) for name, entry in abstract(module.conditions, 1).items()}
+        return module.init(key, cond['estimate'], jnp.zeros(1), cond)
+
+    return init
+
+
+def abstract_null_text(module: Walt) -> NullText | None:
+    """What a denoiser's checkpoint keeps beside its parameters: shapes of the null text, or None."""
+    if not module.text_shape:
+        return None
+    shape = tuple(module.text_shape)
+    return NullText(jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:1], jnp.bool_))
+
+
+def _whole(tree: Any, mesh: Mesh) -> Any:
+    """Shapes -> shapes that every device has the whole of."""
+    sharding = replicated(mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
 def restore_tokenizer(workdir: str, mesh: Mesh, step: int | None = None) -> tuple[FrozenTokenizer, dict[str, Any], int]:
@@ -173,12 +213,8 @@ def restore_tokenizer(workdir: str, mesh: Mesh, step: int | None = None) -> tupl
     module = tokenizer(config['tokenizer'], config['dtype'])
     pixels = (1, *[math.prod(module.spatial_strides)] * 2, module.pixel_channels)
     norm = jax.eval_shape(lambda: LatentNorm.identity(module.latent_channels))
-    whole = replicated(mesh)
-    abstract = {
-        'params': abstract_params(init_tokenizer(module, pixels), mesh),
-        'measured': jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), norm),
-    }
-    restored, step = restore_ema(workdir, abstract, step)
+    items = {'params': abstract_params(init_tokenizer(module, pixels), mesh), 'measured': _whole(norm, mesh)}
+    restored, step = restore_ema(workdir, items, step)
     return FrozenTokenizer(module, restored['params'], restored['measured']), config, step
 
 
@@ -205,6 +241,35 @@ def starting_params(tokenizer_dir: str, module: Tokenizer, params: Any, mesh: Me
     return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, params)
 
 
+def starting_denoiser(section: Mapping[str, Any], module: Walt, params: Any, mesh: Mesh) -> Any:
+    """The averaged parameters of the run in `denoiser_dir`, for latents of another height and width if need be.
+
+    Args:
+        section: `start`; an empty `denoiser_dir` returns `params`.
+        params: new parameters of `module`, whose layout the result has.
+
+    Raises:
+        ValueError: if the two denoisers differ in anything else, naming each difference with both values.
+    """
+    if set(section) != {'denoiser_dir'}:
+        raise ValueError(f"start has the key 'denoiser_dir', not {sorted(section)}")
+    if not section['denoiser_dir']:
+        return params
+    restored, there, _, _ = _restore_denoiser(section['denoiser_dir'], mesh)
+    found = change_aspect(restored['params'], there, module)
+    return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, params)
+
+
+def _restore_denoiser(workdir: str, mesh: Mesh, step: int | None = None):
+    """(averaged parameters and null text, module, configuration, step)."""
+    config = saved_config(workdir, step)
+    module = denoiser(config['denoiser'], config['dtype'])
+    measured = _whole(abstract_null_text(module), mesh)
+    items = {'params': abstract_params(init_denoiser(module), mesh), 'measured': measured}
+    restored, step = restore_ema(workdir, items, step)
+    return restored, module, config, step
+
+
 def restore_stage(
     workdir: str, mesh: Mesh, step: int | None = None, sampling: Mapping[str, Any] | None = None
 ) -> tuple[Stage, dict[str, Any], int]:
@@ -213,12 +278,8 @@ def restore_stage(
     Args:
         sampling: keys that replace those of the configuration's section `sampler`.
     """
-    config = saved_config(workdir, step)
+    restored, module, config, step = _restore_denoiser(workdir, mesh, step)
     frozen, _, _ = restore_tokenizer(own_tokenizer(workdir), mesh)
-    module = denoiser(config['denoiser'], config['dtype'])
-    restored, step = restore_ema(
-        workdir, {'params': abstract_params(init_denoiser(module), mesh), 'measured': None}, step
-    )
     noise = schedule(config['schedule'])
     objective = loss(config['loss'], noise)
     stage = Stage(
@@ -229,6 +290,9 @@ def restore_stage(
         parametrisation=objective.parametrisation,
         self_conditioning=objective.self_conditioning > 0,
         mesh=mesh,
+        encode_text=text_encoder(config['text']),
+        null_text=restored['measured'],
+        most_given=max(conditioning(config['conditioning'], noise).given_frames),
         **sampler(config['sampler'] | dict(sampling or {})),
     )
     return stage, config, step

@@ -20,6 +20,8 @@ from walt import build
 from walt.evaluation.judge import Judge, agreement
 from walt.evaluation.quality import psnr, ssim
 from walt.features.perceptual import PerceptualDistance
+from walt.generation.cascade import Cascade
+from walt.generation.request import Request
 from walt.generation.stage import Stage
 from walt.parallel.mesh import make_mesh
 from walt.tokenizer.bottleneck import code_counts, code_metrics
@@ -81,7 +83,7 @@ def measure_samples(stage: Stage, judge: Judge, samples: int, seed: int, batch_s
     """What the judge reads in `samples` clips of every class, and the time that they took."""
     labels = np.repeat(np.arange(stage.denoiser.classes), samples)
     start = time.perf_counter()
-    clips = np.concatenate(list(stage.clips(labels.tolist(), seed, batch_size)))
+    clips = np.concatenate(list(Cascade((stage,)).clips(Request(labels.tolist()), seed, batch_size)))
     seconds = time.perf_counter() - start
     read_NT = judge.read(clips)
     by_class = [

@@ -37,8 +37,9 @@ from absl import app, flags, logging
 from jax.sharding import AbstractMesh
 
 from walt import build
-from walt.diffusion.guidance import classifier_free
-from walt.diffusion.sampler import sample
+from walt.denoiser.conditions import abstract
+from walt.denoiser.walt import Walt
+from walt.generation.stage import Stage
 from walt.parallel.mesh import BATCH_AXES, abstract_mesh, check_batch
 from walt.planning.flops import flops
 from walt.planning.memory import peak_bytes, tree_bytes
@@ -156,37 +157,36 @@ def denoiser_task(config: Mapping[str, Any], mesh: AbstractMesh, rows: int) -> T
     denoiser = build.denoiser(config['denoiser'], config['dtype'])
     schedule = build.schedule(config['schedule'])
     loss, sampler = build.loss(config['loss'], schedule), build.sampler(config['sampler'])
+    conditioning = build.conditioning(config['conditioning'], schedule)
     optimizer = build.optimizer(config['optimizer'], config['steps'])
-    state, layout = _abstract(lambda key: create(build.init_denoiser(denoiser), optimizer, mesh, key))
+    null_text = build.abstract_null_text(denoiser)
 
-    def denoise(params):
-        return lambda z, t_B, cond: denoiser.apply({'params': params}, z, t_B, cond)
+    def new(key):
+        null = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), null_text)
+        return create(build.init_denoiser(denoiser), optimizer, mesh, key, null)
+
+    state, layout = _abstract(new)
+    stage = Stage(
+        denoiser=denoiser,
+        params=None,
+        frozen=None,
+        schedule=schedule,
+        parametrisation=loss.parametrisation,
+        self_conditioning=loss.self_conditioning > 0,
+        mesh=mesh,
+        **sampler,
+    )
 
     def forward(params, inputs):
-        z, cond = inputs['z'], {'label': inputs['label'], 'estimate': inputs['z']}
-        return denoise(params)(z, jnp.zeros(len(z)), cond)
-
-    def null(cond):
-        return cond | {'label': jnp.full_like(cond['label'], denoiser.classes)}
+        z, cond = inputs['z'], {name: inputs[name] for name in denoiser.conditions if name != 'estimate'}
+        return denoiser.apply({'params': params}, z, jnp.zeros(len(z)), cond | {'estimate': z})
 
     def sample_latents(params, inputs):
-        return sample(
-            classifier_free(denoise(params), sampler['guidance'], null),
-            inputs['z'],
-            {'label': inputs['label']},
-            schedule=schedule,
-            stepper=sampler['stepper'],
-            steps=sampler['steps'],
-            key_B=inputs['key'],
-            self_conditioning=loss.self_conditioning > 0,
-            parametrisation=loss.parametrisation,
-        )
+        null = inputs.pop('null_text', None)
+        return stage.sample_latents(params, null, inputs)
 
-    def latents(count: int):
-        z = jax.ShapeDtypeStruct((count, *denoiser.latent_shape), jnp.float32)
-        return {'z': z, 'label': jax.ShapeDtypeStruct((count,), jnp.int32)}
-
-    key_B = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    z_1THWC = jax.ShapeDtypeStruct((1, *denoiser.latent_shape), jnp.float32)
+    to_sample = stage.abstract_rows(1) | ({'null_text': null_text} if null_text else {})
     where = '' if config['cache_latents'] else ' and encodes every batch'
     return Task(
         sizes={
@@ -197,15 +197,29 @@ def denoiser_task(config: Mapping[str, Any], mesh: AbstractMesh, rows: int) -> T
         },
         state=state,
         layout=layout,
-        step=make_denoiser_step(denoiser, loss, optimizer, config['ema_decay'], config['label_dropout']),
+        step=make_denoiser_step(denoiser, loss, optimizer, config['ema_decay'], conditioning),
         frozen=None,
-        batch=latents(rows),
+        batch=latent_batch(denoiser, rows, config['data'].get('stacks', 1)),
         phases={
-            'forward': (forward, state.params, latents(1)),
-            'sample': (sample_latents, state.params, latents(1) | {'key': key_B}),
+            'forward': (forward, state.params, abstract(denoiser.conditions, 1) | {'z': z_1THWC}),
+            'sample': (sample_latents, state.params, to_sample),
         },
         notes=[f'the tokenizer is not counted: tokenizer_dir names it{where}; `sample` ends at latents'],
     )
+
+
+def latent_batch(denoiser: Walt, rows: int, stacks: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of latents, in shapes: what `training.conditions.latent_rows` takes, with `stacks` for every clip."""
+    shape = tuple(denoiser.latent_shape)
+    of_row = {name: denoiser.conditions[name] for name in ('label', 'text', 'text_mask') if name in denoiser.conditions}
+    of_clip = {name: shape[1:] if denoiser.images else shape for name, shape in of_row.items()} | {'z': shape}
+    if denoiser.upsample > 1:
+        of_clip['low'] = denoiser.conditions['low']
+    batch = abstract(of_clip, rows)
+    if denoiser.images:
+        of_stack = {name: (stacks, *shape) for name, shape in (of_row | {'z': shape}).items()}
+        batch |= {f'images_{name}': leaf for name, leaf in abstract(of_stack, rows).items()}
+    return batch
 
 
 def clip_shape(section: Mapping[str, Any]) -> tuple[int, int, int, int]:

@@ -1,13 +1,21 @@
-"""Samples clips from a trained denoiser.
+"""Samples clips from trained denoisers.
 
-python -m walt.sample --workdir=runs/denoiser --labels=0,1,2 --num=4 --seed=0
+python -m walt.sample --workdir=runs/denoiser --labels=0,1,2 --num=4
+python -m walt.sample --workdir=runs/text --prompts='the digit three moving left' --seconds=5
+python -m walt.sample --workdir=runs/predictor --frames=street.mp4
+python -m walt.sample --cascade=runs/base,runs/sr1,runs/sr2 --prompts=prompts.txt
 
-Writes, into `--out` (default: WORKDIR/samples), an mp4 for every clip, `samples.gif` with all of them playing side by
-side, the contact sheet `samples.png`, and `samples.json`, which says how they were made. The same seed gives the same
-clips, whatever the batch size.
+What a denoiser was trained with, it can be asked for: labels, prompts (a text, or a file with one in every line), an
+image or video to go on from, more seconds than a chunk has. `--cascade` takes the workdirs of a base and of the
+super-resolution stages after it.
+
+Writes, into `--out` (default: `samples` in the last workdir), an mp4 for every clip, `samples.gif` with all of them
+playing side by side, the contact sheet `samples.png`, and `samples.json`, which says how they were made. The same seed
+gives the same clips, whatever the batch size. With `--pictures` a model of clips and pictures makes pictures.
 """
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -18,14 +26,22 @@ from tqdm import tqdm
 
 from walt import build
 from walt.data.contact_sheet import contact_sheet, tile
+from walt.data.last_frames import last_frames
 from walt.data.video_io import write_gif, write_mp4, write_png
+from walt.generation.cascade import Cascade, border_jump
+from walt.generation.request import Request
 from walt.parallel.mesh import make_mesh
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a denoiser run.', required=True)
-OUT = flags.DEFINE_string('out', None, 'Folder to write to; WORKDIR/samples by default.')
-STEP = flags.DEFINE_integer('step', None, 'Checkpoint to sample from; the newest by default.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a denoiser run.')
+CASCADE = flags.DEFINE_list('cascade', None, 'Folders of runs, the base first, in place of --workdir.')
+OUT = flags.DEFINE_string('out', None, 'Folder to write to; `samples` in the last workdir by default.')
+STEP = flags.DEFINE_integer('step', None, 'Checkpoint of --workdir to sample from; the newest by default.')
 LABELS = flags.DEFINE_list('labels', None, 'Classes to sample, by number; all by default.')
-NUM = flags.DEFINE_integer('num', 1, 'Clips for each label.', lower_bound=1)
+PROMPTS = flags.DEFINE_string('prompts', None, 'A text, or a file of texts, one in every line.')
+FRAMES = flags.DEFINE_string('frames', None, 'Image or video file to go on from.')
+PICTURES = flags.DEFINE_bool('pictures', False, 'Pictures in place of clips.')
+NUM = flags.DEFINE_integer('num', 1, 'Clips for each label or prompt.', lower_bound=1)
+SECONDS = flags.DEFINE_float('seconds', None, 'Length of a clip; that of a chunk by default.', lower_bound=0)
 SEED = flags.DEFINE_integer('seed', 0, 'Seed of the noise.')
 SAMPLER = flags.DEFINE_enum('sampler', None, sorted(build.STEPPERS), "Sampler; the configuration's by default.")
 STEPS = flags.DEFINE_integer('steps', None, "Sampler steps; the configuration's by default.", lower_bound=1)
@@ -35,49 +51,100 @@ FPS = flags.DEFINE_float('fps', 8, 'Frames a second of the files.')
 SCALE = flags.DEFINE_integer('scale', 4, 'Enlarges the pixels of mp4 and GIF by this whole number.', lower_bound=1)
 
 
+def read_prompts(prompts: str) -> list[str]:
+    """A text, or those in a file. Raises `ValueError` if the file holds none."""
+    if not Path(prompts).is_file():
+        return [prompts]
+    lines = [line.strip() for line in Path(prompts).read_text().splitlines()]
+    if not any(lines):
+        raise ValueError(f'{prompts} has no prompt in it')
+    return [line for line in lines if line]
+
+
+def asked_for(cascade: Cascade) -> tuple[Request, list[str]]:
+    """What the flags ask for, and a name for each clip."""
+    last, base = cascade.last, cascade.stages[0]
+    labels = prompts = frames = None
+    if LABELS.value or (base.denoiser.classes and not PROMPTS.value):
+        labels = [int(label) for label in LABELS.value or range(base.denoiser.classes) for _ in range(NUM.value)]
+    if PROMPTS.value is not None:
+        prompts = [prompt for prompt in read_prompts(PROMPTS.value) for _ in range(NUM.value)]
+    if labels and prompts and len(labels) != len(prompts):
+        raise ValueError(f'{len(labels)} labels and {len(prompts)} prompts: give as many of both')
+    count = len(labels or prompts or [None] * NUM.value)
+    if FRAMES.value is not None:
+        length, height, width, _ = last.clip_shape
+        most, stride = cascade.given, (length - 1) // max(1, last.denoiser.latent_shape[0] - 1)
+        given, told = last_frames(FRAMES.value, most, stride, (height, width))
+        print(f'goes on from {told}')
+        frames = np.repeat(given[None], count, axis=0)
+    if labels is None and prompts is None and frames is None:
+        prompts = [''] * count if base.denoiser.text_shape else None
+        labels = None if base.denoiser.text_shape else [-1] * count
+    names = [f'label{label}' for label in labels] if labels else prompts or ['clip'] * count
+    names = [re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')[:60] or 'clip' for name in names]
+    return Request(labels, prompts, frames, PICTURES.value), names
+
+
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
+    if bool(WORKDIR.value) == bool(CASCADE.value):
+        raise app.UsageError('give either --workdir or --cascade')
     asked = {'name': SAMPLER.value, 'steps': STEPS.value, 'guidance': GUIDANCE.value}
     sampling = {key: value for key, value in asked.items() if value is not None}
-    stage, config, step = build.restore_stage(WORKDIR.value, make_mesh(), STEP.value, sampling)
-    labels = [int(label) for label in LABELS.value or range(stage.denoiser.classes) for _ in range(NUM.value)]
+    workdirs, mesh = CASCADE.value or [WORKDIR.value], make_mesh()
+    stages, configs, steps = zip(*(build.restore_stage(workdir, mesh, STEP.value, sampling) for workdir in workdirs))
+    cascade = Cascade(stages)
+    request, names = asked_for(cascade)
+    frames = None if SECONDS.value is None else max(1, round(SECONDS.value * FPS.value))
 
-    start = time.perf_counter()
-    batches = tqdm(stage.clips(labels, SEED.value, BATCH_SIZE.value), 'sample', -(-len(labels) // BATCH_SIZE.value))
-    clips, seconds = [], []
-    for batch in batches:
-        clips.append(batch)
-        seconds.append(time.perf_counter() - start)
-        start = time.perf_counter()
+    batches = -(-len(request) // BATCH_SIZE.value)
+    clips, seconds, start = [], [], time.perf_counter()
+    with tqdm(desc='sample', total=batches * cascade.chunks(frames) * len(stages), unit='chunk') as bar:
+        for batch in cascade.clips(request, SEED.value, BATCH_SIZE.value, frames, bar.update):
+            clips.append(batch)
+            seconds.append(time.perf_counter() - start)
+            start = time.perf_counter()
     clips = np.concatenate(clips)
     if jax.process_index() == 0:
-        out = Path(OUT.value or Path(WORKDIR.value) / 'samples')
-        files = write(out, clips, labels)
+        out = Path(OUT.value or Path(workdirs[-1]) / 'samples')
         record = {
-            'checkpoint': str(Path(WORKDIR.value) / 'checkpoints' / str(step)),
-            'step': step,
+            'checkpoint': [str(Path(workdir) / 'checkpoints' / str(step)) for workdir, step in zip(workdirs, steps)],
+            'step': list(steps),
             'seed': SEED.value,
-            'labels': labels,
-            'sampler': config['sampler'] | sampling,
+            'labels': request.labels,
+            'prompts': request.prompts,
+            'frames': FRAMES.value,
+            'sampler': [config['sampler'] | sampling for config in configs],
             'batch_size': BATCH_SIZE.value,
             'seconds_a_batch': [round(value, 3) for value in seconds],  # the first one compiles
-            'seconds_a_clip': round(sum(seconds) / len(labels), 3),
+            'seconds_a_clip': round(sum(seconds) / len(request), 3),
+            'frames_a_second': round(clips.shape[0] * clips.shape[1] / sum(seconds), 2),
             'device': jax.devices()[0].device_kind,
-            'files': files,
+            'files': write(out, clips, names),
         }
+        if cascade.chunks(frames) > 1:
+            jumps = [border_jump(clip, cascade.last.clip_shape[0], cascade.given) for clip in clips]
+            record['border_jump'] = round(float(np.mean(jumps)), 3)
         (out / 'samples.json').write_text(json.dumps(record, indent=2) + '\n')
-        print(f'{len(labels)} clips in {sum(seconds):.1f} s, in {out}')
+        print(f'{len(request)} clips in {sum(seconds):.1f} s, in {out}')
 
 
-def write(out: Path, clips_NTHWC: np.ndarray, labels: list[int]) -> list[str]:
-    """Writes all pictures of the clips and returns the names of the mp4 files."""
+def write(out: Path, clips_NTHWC: np.ndarray, names: list[str]) -> list[str]:
+    """Writes all pictures of the clips and returns the names of the files of single clips."""
     out.mkdir(parents=True, exist_ok=True)
-    files = [f'{number:04d}_label{label}.mp4' for number, label in enumerate(labels)]
+    suffix = 'png' if PICTURES.value else 'mp4'
+    files = [f'{number:04d}_{name}.{suffix}' for number, name in enumerate(names)]
+    frames = clips_NTHWC.shape[1]
     for name, clip_THWC in zip(files, clips_NTHWC):
-        write_mp4(out / name, clip_THWC, FPS.value, SCALE.value)
-    columns = NUM.value if NUM.value > 1 else min(len(labels), 5)
-    write_gif(out / 'samples.gif', tile(clips_NTHWC, columns), FPS.value, SCALE.value)
-    write_png(out / 'samples.png', contact_sheet(clips_NTHWC, frames=min(9, clips_NTHWC.shape[1])))
+        if PICTURES.value:
+            write_png(out / name, contact_sheet(clip_THWC[None], frames=frames))
+        else:
+            write_mp4(out / name, clip_THWC, FPS.value, SCALE.value)
+    columns = NUM.value if NUM.value > 1 else min(len(names), 5)
+    if not PICTURES.value:
+        write_gif(out / 'samples.gif', tile(clips_NTHWC, columns), FPS.value, SCALE.value)
+    write_png(out / 'samples.png', contact_sheet(clips_NTHWC, frames=min(9, frames)))
     return files
 
 

@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from jax.sharding import Mesh
 
 from walt import build
+from walt.denoiser.conditions import NullText
 from walt.parallel.mesh import check_batch, make_mesh
 from walt.parallel.rules import activate, batch_sharding, replicated
 from walt.parallel.shard import put_batch
@@ -25,7 +27,7 @@ from walt.randomness import stream
 from walt.tokenizer.frozen import FrozenTokenizer
 from walt.training.checkpoints import claim_workdir, latest_step, save_ema
 from walt.training.denoiser_step import make_denoiser_step, make_validation_loss
-from walt.training.feed import process_batches
+from walt.training.feed import Texts, process_batches
 from walt.training.latents import encoded
 from walt.training.loop import fit
 from walt.training.state import State, create
@@ -39,27 +41,37 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
     build.check_keys(config, build.DENOISER_KEYS)
     mesh = make_mesh(**config['mesh'])
     check_batch(mesh, config['batch_size'])
-    loss = build.loss(config['loss'], build.schedule(config['schedule']))
+    schedule = build.schedule(config['schedule'])
+    loss, conditioning = build.loss(config['loss'], schedule), build.conditioning(config['conditioning'], schedule)
     build.sampler(config['sampler'])
     denoiser = build.denoiser(config['denoiser'], config['dtype'])
     optimizer = build.optimizer(config['optimizer'], config['steps'])
-    step = make_denoiser_step(denoiser, loss, optimizer, config['ema_decay'], config['label_dropout'])
+    step = make_denoiser_step(denoiser, loss, optimizer, config['ema_decay'], conditioning)
+    encode_text = build.text_encoder(config['text'])
     source, held_out = (build.source(config['data'], split) for split in ('train', 'validation'))
     frozen, copy = find_tokenizer(config['tokenizer_dir'], workdir, mesh)
-    check_shapes(denoiser, frozen, source)
+    check_shapes(denoiser, frozen, source, encode_text)
     claim_workdir(workdir, config)
     copy()
 
-    keys = ('video', 'label')
     if config['cache_latents']:
         source = encoded(frozen, source, config['batch_size'], f'{workdir}/latents/train')
         needed = config['batch_size'] * config['validation_batches']
         held_out = encoded(frozen, held_out, config['batch_size'], f'{workdir}/latents/validation', needed)
-        keys = ('z', 'label')
-    rows = functools.partial(process_batches, batch_size=config['batch_size'], keys=keys, seed=config['seed'])
+    rows = functools.partial(
+        process_batches, batch_size=config['batch_size'], keys=batch_keys(denoiser, source), seed=config['seed']
+    )
+    with_texts = Texts(encode_text) if encode_text else dict
+
+    def put(batch):
+        return put_batch(mesh, with_texts(batch))
 
     key = jax.random.key(config['seed'])
-    state, layout = create(build.init_denoiser(denoiser), optimizer, mesh, stream(key, 'init'))
+    null_text = null_text_of(encode_text)
+    state, layout = create(build.init_denoiser(denoiser), optimizer, mesh, stream(key, 'init'), null_text)
+    if config['start']['denoiser_dir'] and latest_step(workdir) is None:
+        params = build.starting_denoiser(config['start'], denoiser, state.params, mesh)
+        state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
     whole, by_rows = replicated(mesh), batch_sharding(mesh)
     step = jax.jit(
         step,
@@ -67,13 +79,13 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
         out_shardings=(layout, whole),
         donate_argnums=0,
     )
-    held_out_loss = jax.jit(make_validation_loss(denoiser, loss))
+    held_out_loss = jax.jit(make_validation_loss(denoiser, loss, conditioning))
 
     def validate(state: State):
         """The same clips, times and noise at every call."""
         some = itertools.islice(rows(held_out), config['validation_batches'])
         losses = [
-            held_out_loss(state.ema, frozen, put_batch(mesh, batch), stream(key, 'validation', number))
+            held_out_loss(state.ema, frozen, put(batch), stream(key, 'validation', number))
             for number, batch in enumerate(some)
         ]
         return {'loss': np.mean(losses)}
@@ -85,7 +97,7 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
             iter(rows(source)),
             workdir=workdir,
             config=config,
-            put_batch=functools.partial(put_batch, mesh),
+            put_batch=put,
             validate=validate,
         )
 
@@ -101,16 +113,36 @@ def find_tokenizer(tokenizer_dir: str, workdir: str, mesh: Mesh) -> tuple[Frozen
     return frozen, lambda: save_ema(own, {'params': frozen.params, 'measured': frozen.norm}, config, step)
 
 
-def check_shapes(denoiser, frozen: FrozenTokenizer, source) -> None:
-    """Raises `ValueError` if data, tokenizer and denoiser do not fit each other."""
+def null_text_of(encode_text) -> NullText | None:
+    """The embedding of the empty string, or None without texts."""
+    if encode_text is None:
+        return None
+    text_1SE, mask_1S = encode_text([''])
+    return NullText(jnp.asarray(text_1SE[0], jnp.float32), jnp.asarray(mask_1S[0]))
+
+
+def batch_keys(denoiser, source) -> list[str]:
+    """What of the source's elements a batch has: all that the denoiser has a use for."""
+    useful = {'z', 'low'} if 'z' in source[0] else {'video'}
+    useful |= {'label'} if denoiser.classes else set()
+    useful |= {'caption', 'text', 'text_mask'} if denoiser.text_shape else set()
+    useful |= {f'images_{name}' for name in useful} | {'images'} if denoiser.images else set()
+    return [name for name in source[0] if name in useful]
+
+
+def check_shapes(denoiser, frozen: FrozenTokenizer, source, encode_text) -> None:
+    """Raises `ValueError` if data, tokenizer, text encoder and denoiser do not fit each other."""
     video_shape = source[0]['video'].shape
     latent_shape = frozen.module.latent_shape(*video_shape[:3])
     if latent_shape != tuple(denoiser.latent_shape):
         raise ValueError(
             f'clips of {video_shape} have latents of {latent_shape}, denoiser.latent_shape is {denoiser.latent_shape}'
         )
-    if source.num_classes != denoiser.classes:
+    if denoiser.classes not in (0, source.num_classes):
         raise ValueError(f'the data has {source.num_classes} classes, but denoiser.classes is {denoiser.classes}')
+    text_shape = (encode_text.length, encode_text.width) if encode_text else ()
+    if text_shape != tuple(denoiser.text_shape):
+        raise ValueError(f'texts are embedded as {text_shape}, denoiser.text_shape is {tuple(denoiser.text_shape)}')
 
 
 def main(_) -> None:

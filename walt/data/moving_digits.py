@@ -48,7 +48,8 @@ class MovingDigits:
     Element `i` has
         video    uint8 (frames, size, size, 3), grey digits on black
         label    int32 scalar 0..9, the class of the first digit
-        caption  str, 'the digit three moving left and up'; what each digit does before it first meets a wall
+        caption  str, 'the digit three moving left and up', what each digit does before it first meets a wall; a clip of
+                 one frame is 'the digit three'
 
     Fields:
         split: 'train' or 'validation'; the two draw from disjoint scans
@@ -121,7 +122,7 @@ class MovingDigits:
             y_T, x_T = self._path(sign_y * step, draw), self._path(sign_x * step, draw)
             video_THW = np.maximum(video_THW, _place(self.scans_NHW[scan], y_T, x_T, self.size))
             labels.append(self.labels_N[scan])
-            phrases.append(f'the digit {NAMES[labels[-1]]} moving {words}')
+            phrases.append(f'the digit {NAMES[labels[-1]]}' + (f' moving {words}' if self.frames > 1 else ''))
         *others, last = phrases
         return {
             'video': np.repeat(video_THW[..., None], 3, axis=-1),

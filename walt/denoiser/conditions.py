@@ -37,6 +37,16 @@ def given_frames(z_BTHWC, given_BT, alpha_B=1.0) -> dict[str, jax.Array]:
     return {'frames': frames, 'frames_mask': given_BT * jnp.reshape(jnp.asarray(alpha_B, jnp.float32), (-1, 1))}
 
 
+_DTYPES = {'label': jnp.int32, 'text_mask': jnp.bool_, 'image': jnp.bool_}
+
+
+def abstract(shapes: Mapping[str, tuple[int, ...]], rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """`cond` of `rows` rows in shapes; `shapes` are `Walt.conditions`."""
+    return {
+        name: jax.ShapeDtypeStruct((rows, *shape), _DTYPES.get(name, jnp.float32)) for name, shape in shapes.items()
+    }
+
+
 GUIDABLE = ('label', 'text', 'frames')
 
 

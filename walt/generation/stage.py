@@ -1,11 +1,12 @@
-"""A trained denoiser and its tokenizer, ready to sample: labels -> noise -> latents -> pixels.
+"""A trained denoiser and its tokenizer, ready to sample: conditions -> noise -> latents -> pixels.
 
-A clip is addressed by (seed, index): the batch that it is made in does not change it.
+A stage makes one chunk, as many frames as it was trained on; `walt.generation.cascade` makes more of them and chains
+stages. Each clip has a key of its own, so what else is in its batch does not change it.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,17 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from walt.denoiser.conditions import NullText, abstract, given_frames, without
 from walt.denoiser.walt import Walt
 from walt.diffusion.guidance import classifier_free
 from walt.diffusion.prediction import Parametrisation
 from walt.diffusion.sampler import draw_noise, sample
-from walt.diffusion.schedules import Schedule
+from walt.diffusion.schedules import Schedule, corrupt
 from walt.diffusion.steppers import Stepper
-from walt.parallel.mesh import check_batch
+from walt.generation.request import Request
 from walt.parallel.rules import activate
 from walt.parallel.shard import put_batch
-from walt.randomness import stream
+from walt.randomness import normal, stream
 from walt.tokenizer.frozen import FrozenTokenizer
+
+EncodeText = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
+"""Texts -> (embeddings float32 (B, S, E), mask bool (B, S))."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +41,11 @@ class Stage:
         schedule, parametrisation, self_conditioning: as in training.
         stepper, steps, guidance: the sampler; guidance 1 is none.
         mesh: the devices that share a batch.
+        encode_text, null_text: of a denoiser with text.
+        most_given: latent frames that are given to go on from, at most; as in training.
+        frames_guidance: guidance towards the given frames, over and above that towards label and text; 1 is none.
+        frames_noise: given frames have the noise of this time, against drift in long videos.
+        low_noise: low-resolution latents have the noise of this time.
     """
 
     denoiser: Walt
@@ -48,45 +58,176 @@ class Stage:
     steps: int
     guidance: float
     mesh: Mesh
+    encode_text: EncodeText | None = None
+    null_text: NullText | None = None
+    most_given: int = 2
+    frames_guidance: float = 1.0
+    frames_noise: float = 0.0
+    low_noise: float = 0.0
+
+    @property
+    def clip_shape(self) -> tuple[int, int, int, int]:
+        """(frames, height, width, 3) of the clips it makes."""
+        return self.frozen.module.clip_shape(*self.denoiser.latent_shape[:3])
+
+    def check(self, request: Request) -> None:
+        """
+        Raises:
+            ValueError: on labels, prompts, frames or pictures that the denoiser was not trained with; on a label that
+                is no class, naming the range.
+        """
+        trained_with = {
+            'labels': self.denoiser.classes,
+            'prompts': self.denoiser.text_shape,
+            'frames_NTHWC': self.denoiser.frame_prediction,
+            'pictures': self.denoiser.images,
+        }
+        for name, trained in trained_with.items():
+            asked = getattr(request, name)
+            if asked is not None and asked is not False and not trained:
+                raise ValueError(f'{name.split("_")[0]} are asked for, but the denoiser was trained without')
+        wrong = sorted({label for label in request.labels or [] if not -1 <= label < self.denoiser.classes})
+        if wrong:
+            raise ValueError(f'labels {wrong} are not in 0 .. {self.denoiser.classes - 1}')
+
+    def conditions(self, request: Request, low: jax.Array | None = None) -> dict[str, np.ndarray]:
+        """What the denoiser is told about the clips of a request; `given_BT` says which latent frames are given.
+
+        Args:
+            low: latents of the same clips from the stage before.
+
+        Raises:
+            ValueError: as `check`; on frames of another size or number than it takes, naming both; where `low` is
+                missing.
+        """
+        self.check(request)
+        denoiser, count = self.denoiser, len(request)
+        stack = (denoiser.latent_shape[0],) if denoiser.images else ()
+        rows = {'image': np.full(count, request.pictures)} if denoiser.images else {}
+        if denoiser.classes:
+            labels = np.asarray(request.labels or [-1] * count, np.int32)
+            labels = np.where(labels < 0, denoiser.classes, labels).astype(np.int32)
+            rows['label'] = labels[:, None].repeat(stack[0], axis=1) if stack else labels
+        if denoiser.text_shape:
+            text, mask = self.encode_text(list(request.prompts or [''] * count))
+            for name, value in {'text': text, 'text_mask': mask}.items():
+                expected = denoiser.conditions[name][len(stack) :]
+                if value.shape[1:] != expected:
+                    raise ValueError(f'the encoder gives a {name} of {value.shape[1:]}, the denoiser takes {expected}')
+                rows[name] = np.broadcast_to(np.expand_dims(value, 1), (count, *stack, *expected)) if stack else value
+        if denoiser.frame_prediction:
+            rows |= self._given(request)
+        if denoiser.upsample > 1:
+            expected = denoiser.conditions['low']
+            if low is None or low.shape[1:] != expected:
+                got = 'none are given' if low is None else f'not {low.shape[1:]}'
+                raise ValueError(f'the denoiser takes low-resolution latents of {expected}, {got}')
+            rows['low'] = low
+        return rows
+
+    def _given(self, request: Request) -> dict[str, np.ndarray]:
+        """Clean latents of the given frames, filled up with zeros, and which of them there are."""
+        frames = self.denoiser.latent_shape[0]
+        z = np.zeros((len(request), *self.denoiser.latent_shape), np.float32)
+        given_BT = np.zeros((len(request), frames), bool)
+        if request.frames_NTHWC is not None:
+            _, height, width, _ = self.clip_shape
+            count, *size = request.frames_NTHWC.shape[1:4]
+            latents, *_ = self.frozen.module.latent_shape(count, *size)
+            if size != [height, width]:
+                raise ValueError(f'given frames are {size[0]}x{size[1]}, the clips {height}x{width}')
+            if latents > self.most_given:
+                most, *_ = self.frozen.module.clip_shape(self.most_given, 1, 1)
+                raise ValueError(f'{count} frames are given, the denoiser was trained with {most} at the most')
+            z[:, :latents] = self.encode(request.frames_NTHWC)
+            given_BT[:, :latents] = True
+        return {'frames': z, 'given_BT': given_BT}
+
+    @functools.cached_property
+    def _encode(self):
+        return jax.jit(lambda frozen, video: frozen.encode(video))
+
+    @functools.cached_property
+    def _decode(self):
+        def decode(frozen: FrozenTokenizer, z_BTHWC, pictures: bool):
+            if not pictures:
+                return frozen.decode(z_BTHWC)
+            alone = frozen.decode(z_BTHWC.reshape(-1, 1, *z_BTHWC.shape[2:]))
+            return alone.reshape(*z_BTHWC.shape[:2], *alone.shape[2:])
+
+        return jax.jit(decode, static_argnums=2)
 
     @functools.cached_property
     def _sample(self):
-        def run(params, frozen: FrozenTokenizer, batch):
-            def denoise(z, t_B, cond):
-                return self.denoiser.apply({'params': params}, z, t_B, cond)
+        return jax.jit(self.sample_latents)
 
-            def null(cond):
-                return cond | {'label': jnp.full_like(cond['label'], self.denoiser.classes)}
+    def sample_latents(self, params, null_text: NullText | None, rows: Mapping[str, jax.Array]) -> jax.Array:
+        """What `latents` compiles: rows of `conditions` with a `key` each -> normalised latents."""
+        rows = dict(rows)
+        key_B = rows.pop('key')
+        cond, given_BT, given = self._noised(rows, key_B)
 
-            z = sample(
-                classifier_free(denoise, self.guidance, null),
-                draw_noise(batch['key'], self.denoiser.latent_shape),
-                {'label': batch['label']},
-                schedule=self.schedule,
-                stepper=self.stepper,
-                steps=self.steps,
-                key_B=batch['key'],
-                self_conditioning=self.self_conditioning,
-                parametrisation=self.parametrisation,
-            )
-            return frozen.decode(z)
+        def denoise(z, t_B, cond):
+            return self.denoiser.apply({'params': params}, z, t_B, cond)
 
-        return jax.jit(run)
+        def null(cond):
+            return without(cond, ('label', 'text'), classes=self.denoiser.classes, null_text=null_text)
 
-    def clips(self, labels: Sequence[int], seed: int, batch_size: int) -> Iterator[np.ndarray]:
-        """Yields batches of clips, uint8 (n, T, H, W, 3), n <= batch_size, in the order of `labels`.
+        z = sample(
+            classifier_free(denoise, self.guidance, null),
+            draw_noise(key_B, self.denoiser.latent_shape),
+            cond,
+            schedule=self.schedule,
+            stepper=self.stepper,
+            steps=self.steps,
+            key_B=key_B,
+            self_conditioning=self.self_conditioning,
+            parametrisation=self.parametrisation,
+        )
+        return z if given_BT is None else jnp.where(given_BT[..., None, None, None], given, z)
 
-        Raises:
-            ValueError: on a label that is no class, naming the range; on a batch that the devices do not divide.
+    def abstract_rows(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """The rows of `sample_latents`, in shapes."""
+        rows = abstract(self.denoiser.conditions, count)
+        for made in ('estimate', 'frames_mask', 'low_t'):
+            rows.pop(made, None)
+        if 'frames' in rows:
+            rows['given_BT'] = jax.ShapeDtypeStruct((count, self.denoiser.latent_shape[0]), jnp.bool_)
+        return rows | {'key': jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))}
+
+    def _noised(self, rows, key_B):
+        """(cond, which latent frames are given, their clean latents), from what `conditions` returns."""
+        cond, given_BT, given = dict(rows), rows.get('given_BT'), rows.get('frames')
+
+        def noisy(z, t: float, name: str):
+            alpha, sigma = self.schedule.alpha_sigma(t)
+            return corrupt(z, normal(stream(key_B, name), z.shape[1:]), alpha, sigma), alpha
+
+        if given_BT is not None:
+            del cond['given_BT']
+            frames, alpha = noisy(given, self.frames_noise, 'frames')
+            cond |= given_frames(frames, given_BT, alpha)
+        if 'low' in cond:
+            cond['low'], _ = noisy(cond['low'], self.low_noise, 'low')
+            cond['low_t'] = jnp.full(len(key_B), self.low_noise)
+        return cond, given_BT, given
+
+    def latents(self, rows: dict[str, np.ndarray], key_B: jax.Array) -> jax.Array:
+        """Samples normalised latents; one compiled program for every number of rows.
+
+        Args:
+            rows: of `conditions`.
+            key_B: a key for every row.
         """
-        wrong = sorted({label for label in labels if not 0 <= label < self.denoiser.classes})
-        if wrong:
-            raise ValueError(f'labels {wrong} are not in 0 .. {self.denoiser.classes - 1}')
-        check_batch(self.mesh, batch_size)
-        for start in range(0, len(labels), batch_size):
-            some = np.asarray(labels[start : start + batch_size], np.int32)
-            # The last batch is filled up, so that everything runs in one compiled shape.
-            batch = put_batch(self.mesh, {'label': np.resize(some, batch_size)})
-            batch['key'] = stream(jax.random.key(seed), 'clip', jnp.arange(start, start + batch_size))
-            with activate(self.mesh):
-                yield np.asarray(self._sample(self.params, self.frozen, batch))[: len(some)]
+        with activate(self.mesh):
+            return self._sample(self.params, self.null_text, put_batch(self.mesh, rows) | {'key': key_B})
+
+    def encode(self, video_BTHWC: np.ndarray) -> np.ndarray:
+        """uint8 clips -> normalised latents."""
+        with activate(self.mesh):
+            return np.asarray(self._encode(self.frozen, video_BTHWC))
+
+    def decode(self, z_BTHWC, pictures: bool = False) -> np.ndarray:
+        """Normalised latents -> uint8 clips (B, T, H, W, 3); `pictures`: every latent frame is one by itself."""
+        with activate(self.mesh):
+            return np.asarray(self._decode(self.frozen, z_BTHWC, pictures))

@@ -100,6 +100,11 @@ class Tokenizer(nn.Module):
             raise ValueError(f'{height}x{width} pixels are not divisible by the spatial stride {stride_s}')
         return (1 + (frames - 1) // stride_t, height // stride_s, width // stride_s, self.latent_channels)
 
+    def clip_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """The inverse of `latent_shape`: (frames, height, width, channels) in pixels, from a latent's extents."""
+        stride_t, stride_s = math.prod(self.temporal_strides), math.prod(self.spatial_strides)
+        return (1 + (frames - 1) * stride_t, height * stride_s, width * stride_s, self.pixel_channels)
+
     def encode(self, video_BTHWC):
         """Pixels (B, 1 + k s_t, H, W, 3) -> latents (B, 1 + k, H / s, W / s, c); nothing is drawn."""
         self.latent_shape(*video_BTHWC.shape[1:4])

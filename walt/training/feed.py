@@ -1,7 +1,10 @@
-"""What this process reads of the data, by global batch size."""
+"""What this process reads of the data, by global batch size, and what it makes of the texts in it."""
+
+from collections.abc import Callable, Mapping, Sequence
 
 import grain
 import jax
+import numpy as np
 
 from walt.data.pipeline import batches
 
@@ -14,3 +17,35 @@ def process_batches(source, batch_size: int, **options) -> grain.IterDataset:
     return batches(
         source, batch_size // processes, process_index=jax.process_index(), process_count=processes, **options
     )
+
+
+class Texts:
+    """batch -> the same with `text` and `text_mask` in place of `caption`, and so for captions of other names.
+
+    `images_caption` (B, k, T) becomes `images_text` (B, k, T, S, E). Captions seen before are not encoded again.
+
+    Args:
+        encode: texts -> (embeddings (N, S, E), mask (N, S)).
+        kept: how many captions are remembered.
+    """
+
+    def __init__(self, encode: Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]], kept: int = 20_000):
+        self._encode, self._kept, self._known = encode, kept, {}
+
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        batch = dict(batch)
+        for name in [name for name in batch if name.endswith('caption')]:
+            captions = np.asarray(batch.pop(name))
+            known = self._embed([str(caption) for caption in captions.ravel()])
+            for to, column in zip(('text', 'text_mask'), zip(*known)):
+                column = np.stack(column)
+                batch[name.removesuffix('caption') + to] = column.reshape(*captions.shape, *column.shape[1:])
+        return batch
+
+    def _embed(self, captions: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
+        if len(self._known) + len(new) > self._kept:
+            self._known, new = {}, list(dict.fromkeys(captions))
+        if new:
+            self._known |= zip(new, zip(*self._encode(new)))
+        return [self._known[caption] for caption in captions]

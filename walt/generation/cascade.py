@@ -1,0 +1,173 @@
+"""Clips of any length and resolution from stages that make one chunk each.
+
+    resolution   base -> super-resolution -> ...: a stage is given the latents of the one before (section 4.5)
+    length       chunk -> chunk -> ...: a stage is given the last frames of its own chunk before (section 4.4)
+
+A chunk of 17 frames whose first 5 are the last 5 of the chunk before adds 12. The causal encoder makes two latent
+frames of 5 frames, the same two that begin the latents of a whole clip, which is what denoisers are trained with. At
+each resolution the given frames are those that this resolution made.
+
+    frame     0         16
+    chunk 0   |----------|
+    chunk 1        |·····-----------|          · given, made anew by the decoder and not shown
+    chunk 2                    |·····-----------|
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from walt.generation.request import Request
+from walt.generation.stage import Stage
+from walt.parallel.mesh import check_batch
+from walt.randomness import stream
+
+
+@dataclasses.dataclass(frozen=True)
+class Cascade:
+    """Stages in their order, the base first.
+
+    Raises:
+        ValueError: if there is none, or if the resolutions do not follow one another, naming both.
+    """
+
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self):
+        if not self.stages:
+            raise ValueError('a cascade has one stage or more')
+        needed = self.stages[0].denoiser.conditions.get('low')
+        if needed:
+            raise ValueError(f'the first stage of a cascade is no base: it takes low-resolution latents of {needed}')
+        for number, (before, stage) in enumerate(zip(self.stages, self.stages[1:]), start=2):
+            needed, made = stage.denoiser.conditions.get('low'), tuple(before.denoiser.latent_shape)
+            if needed != made:
+                raise ValueError(
+                    f'stage {number} takes low-resolution latents of {needed}, stage {number - 1} makes {made}'
+                )
+
+    @property
+    def last(self) -> Stage:
+        """Its clips are the cascade's."""
+        return self.stages[-1]
+
+    def chunks(self, frames: int | None) -> int:
+        """How many chunks make a clip of `frames` frames; None is one chunk.
+
+        Raises:
+            ValueError: if more than a chunk is asked for and the base predicts no frames.
+        """
+        length, given = self.last.clip_shape[0], self.given
+        if frames is None or frames <= length:
+            return 1
+        if not self.stages[0].denoiser.frame_prediction:
+            raise ValueError(f'{frames} frames are asked for, a chunk has {length}, and the base predicts no frames')
+        return 1 + -(-(frames - length) // (length - given))
+
+    @property
+    def given(self) -> int:
+        """The last frames of a chunk that the next one is given."""
+        return self.last.frozen.module.clip_shape(self.stages[0].most_given, 1, 1)[0]
+
+    def clips(
+        self,
+        request: Request,
+        seed: int,
+        batch_size: int,
+        frames: int | None = None,
+        progress: Callable[[], None] = lambda: None,
+    ) -> Iterator[np.ndarray]:
+        """Yields batches of clips, uint8 (n, frames, H, W, 3), n <= batch_size, in the order of the request.
+
+        A clip is addressed by (seed, its place in the request): the batch that it is made in does not change it.
+
+        Args:
+            frames: of every clip; as many as a chunk has by default.
+            progress: called after every chunk of every stage.
+
+        Raises:
+            ValueError: as `Stage.conditions` and `chunks`; on a batch that the devices do not divide.
+        """
+        check_batch(self.last.mesh, batch_size)
+        self.stages[0].check(request)
+        count = self.chunks(frames)
+        for start in range(0, len(request), batch_size):
+            some = request[start : start + batch_size]
+            key_B = stream(jax.random.key(seed), 'clip', jnp.arange(start, start + batch_size))
+            # The last batch is filled up, so that everything runs in one compiled shape.
+            made = self._chunks(some.filled(batch_size), key_B, count, progress)
+            yield np.concatenate(list(made), axis=1)[: len(some), :frames]
+
+    def _chunks(self, request: Request, key_B, count: int, progress) -> Iterator[np.ndarray]:
+        """The new frames of every chunk."""
+        given = [self._resized(request.frames_NTHWC, stage) for stage in self.stages]
+        for chunk in range(count):
+            z = None
+            for number, stage in enumerate(self.stages):
+                asked = dataclasses.replace(request, frames_NTHWC=given[number])
+                low = self._handed_on(z, number) if number else None
+                z = stage.latents(stage.conditions(asked, low), _key(key_B, number, chunk))
+                # Frames are decoded where someone looks at them: a user, or the next chunk.
+                if stage is self.last or (chunk + 1 < count and stage.denoiser.frame_prediction):
+                    video = stage.decode(z, request.pictures)
+                    given[number] = video[:, -self.given :] if stage.denoiser.frame_prediction else None
+                progress()
+            yield video[:, self.given if chunk else 0 :]
+
+    @functools.cached_property
+    def _one_tokenizer(self) -> tuple[bool, ...]:
+        """Which stages have the tokenizer of the stage before, the same number for number."""
+        leaves = [jax.tree.leaves((stage.frozen.params, stage.frozen.norm)) for stage in self.stages]
+        same = [
+            len(a) == len(b) and all(x.shape == y.shape and bool((x == y).all()) for x, y in zip(a, b))
+            for a, b in itertools.pairwise(leaves)
+        ]
+        return (False, *same)
+
+    def _handed_on(self, z, number: int):
+        """Latents of stage `number` - 1 as the next one's tokenizer encodes them, by way of pixels if it is another."""
+        if self._one_tokenizer[number]:
+            return z
+        return self.stages[number].encode(self.stages[number - 1].decode(z))
+
+    def _resized(self, frames_NTHWC: np.ndarray | None, stage: Stage) -> np.ndarray | None:
+        """Frames at the last resolution -> those of a stage, each pixel the mean of those it covers; None where the
+        stage is given no frames."""
+        if frames_NTHWC is None or not stage.denoiser.frame_prediction:
+            return frames_NTHWC if stage is self.stages[0] else None
+        factor = self.last.clip_shape[1] // stage.clip_shape[1]
+        clips, frames, height, width, channels = frames_NTHWC.shape
+        cells = frames_NTHWC.reshape(clips, frames, height // factor, factor, width // factor, factor, channels)
+        return np.round(cells.mean((3, 5))).astype(np.uint8)
+
+
+def _key(key_B, stage: int, chunk: int):
+    """The keys of the clips for one chunk of one stage; those of the first chunk of the base are the clips' own."""
+    key_B = stream(key_B, 'stage', stage) if stage else key_B
+    return stream(key_B, 'chunk', chunk) if chunk else key_B
+
+
+def border_jump(video_THWC: np.ndarray, chunk: int, given: int) -> float:
+    """How much more a video changes from one chunk to the next than within chunks: 1 is no seam.
+
+    The mean absolute difference of the two frames at a border, over the mean of that of all other neighbours.
+
+    Args:
+        video_THWC: uint8, made in chunks.
+        chunk: frames of a chunk.
+        given: how many of them were given.
+
+    Raises:
+        ValueError: if the video has no border.
+    """
+    change_T = np.abs(np.diff(video_THWC.astype(np.float32), axis=0)).mean((1, 2, 3))
+    borders = np.arange(chunk - 1, len(change_T), chunk - given)
+    if not len(borders):
+        raise ValueError(f'a video of {len(video_THWC)} frames in chunks of {chunk} has no border')
+    within = np.delete(change_T, borders)
+    return float(change_T[borders].mean() / max(within.mean(), 1e-6))
