@@ -91,7 +91,7 @@ def test_clips_do_not_depend_on_the_batch_size_but_on_seed_and_sampler(samples, 
     changed = sample('--seed=1', '--steps=2', '--guidance=1')
     assert not set(digests(changed).values()) & set(digests(samples).values())
     sampler = json.loads((changed / 'samples.json').read_text())['sampler']
-    assert sampler == trained.configs['denoiser']['sampler'] | {'steps': 2, 'guidance': 1.0}
+    assert sampler == [trained.configs['denoiser']['sampler'] | {'steps': 2, 'guidance': 1.0}]
 
 
 def test_labels_out_of_range_are_refused_with_the_range(trained, tmp_path):
