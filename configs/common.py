@@ -1,4 +1,4 @@
-"""What configurations share: the smoke mode."""
+"""What configurations share: the smoke modes."""
 
 import ml_collections
 
@@ -23,4 +23,28 @@ def smoke_tokenizer(config: ml_collections.ConfigDict) -> ml_collections.ConfigD
     config.tokenizer.blocks = (0, 1, 0, 0)
     config.tokenizer.middle_blocks = 0
     config.latent_norm_batches = 2
+    return config
+
+
+def smoke_denoiser(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """`smoke` for a denoiser of the paper's size, on the latents of `smoke_tokenizer`; texts by a table of words."""
+    smoke(config)
+    config.batch_size = 2
+    config.dtype = 'float32'
+    denoiser, (frames, height, width, channels) = config.denoiser, config.denoiser.latent_shape
+    shrink = max(1, min(height, width) // (4 * denoiser.patch))
+    denoiser.latent_shape = (frames, height // shrink, width // shrink, channels)
+    denoiser.width, denoiser.depth, denoiser.heads = 32, 2, 2
+    for window in ('spatial_window', 'spatiotemporal_window'):
+        if window in denoiser:
+            denoiser[window] = tuple(extent // shrink for extent in denoiser[window])
+    if 'hidden' in denoiser:
+        denoiser.hidden = 64
+    if 'text_shape' in denoiser:
+        config.text = dict(name='wordllama', length=8)
+        denoiser.text_shape = (8, 256)
+    for data in (config.data, *(config.data[part] for part in ('clips', 'pictures') if part in config.data)):
+        if 'size' in data:
+            size = [data.size] * 2 if isinstance(data.size, int) else data.size
+            data.size = tuple(side // shrink for side in size)
     return config

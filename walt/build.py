@@ -281,7 +281,7 @@ def restore_stage(
     restored, module, config, step = _restore_denoiser(workdir, mesh, step)
     frozen, _, _ = restore_tokenizer(own_tokenizer(workdir), mesh)
     noise = schedule(config['schedule'])
-    objective = loss(config['loss'], noise)
+    objective, encoder = loss(config['loss'], noise), text_encoder(config['text'])
     stage = Stage(
         denoiser=module,
         params=restored['params'],
@@ -290,7 +290,7 @@ def restore_stage(
         parametrisation=objective.parametrisation,
         self_conditioning=objective.self_conditioning > 0,
         mesh=mesh,
-        encode_text=text_encoder(config['text']),
+        encode_text=encoder and encoder.encode,
         null_text=restored['measured'],
         most_given=max(conditioning(config['conditioning'], noise).given_frames),
         **sampler(config['sampler'] | dict(sampling or {})),

@@ -47,10 +47,10 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
     denoiser = build.denoiser(config['denoiser'], config['dtype'])
     optimizer = build.optimizer(config['optimizer'], config['steps'])
     step = make_denoiser_step(denoiser, loss, optimizer, config['ema_decay'], conditioning)
-    encode_text = build.text_encoder(config['text'])
+    text_encoder = build.text_encoder(config['text'])
     source, held_out = (build.source(config['data'], split) for split in ('train', 'validation'))
     frozen, copy = find_tokenizer(config['tokenizer_dir'], workdir, mesh)
-    check_shapes(denoiser, frozen, source, encode_text)
+    check_shapes(denoiser, frozen, source, text_encoder)
     claim_workdir(workdir, config)
     copy()
 
@@ -61,13 +61,13 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
     rows = functools.partial(
         process_batches, batch_size=config['batch_size'], keys=batch_keys(denoiser, source), seed=config['seed']
     )
-    with_texts = Texts(encode_text) if encode_text else dict
+    with_texts = Texts(text_encoder.encode) if text_encoder else dict
 
     def put(batch):
         return put_batch(mesh, with_texts(batch))
 
     key = jax.random.key(config['seed'])
-    null_text = null_text_of(encode_text)
+    null_text = null_text_of(text_encoder)
     state, layout = create(build.init_denoiser(denoiser), optimizer, mesh, stream(key, 'init'), null_text)
     if config['start']['denoiser_dir'] and latest_step(workdir) is None:
         params = build.starting_denoiser(config['start'], denoiser, state.params, mesh)
@@ -113,11 +113,11 @@ def find_tokenizer(tokenizer_dir: str, workdir: str, mesh: Mesh) -> tuple[Frozen
     return frozen, lambda: save_ema(own, {'params': frozen.params, 'measured': frozen.norm}, config, step)
 
 
-def null_text_of(encode_text) -> NullText | None:
+def null_text_of(text_encoder) -> NullText | None:
     """The embedding of the empty string, or None without texts."""
-    if encode_text is None:
+    if text_encoder is None:
         return None
-    text_1SE, mask_1S = encode_text([''])
+    text_1SE, mask_1S = text_encoder.encode([''])
     return NullText(jnp.asarray(text_1SE[0], jnp.float32), jnp.asarray(mask_1S[0]))
 
 
@@ -130,7 +130,7 @@ def batch_keys(denoiser, source) -> list[str]:
     return [name for name in source[0] if name in useful]
 
 
-def check_shapes(denoiser, frozen: FrozenTokenizer, source, encode_text) -> None:
+def check_shapes(denoiser, frozen: FrozenTokenizer, source, text_encoder) -> None:
     """Raises `ValueError` if data, tokenizer, text encoder and denoiser do not fit each other."""
     video_shape = source[0]['video'].shape
     latent_shape = frozen.module.latent_shape(*video_shape[:3])
@@ -138,9 +138,9 @@ def check_shapes(denoiser, frozen: FrozenTokenizer, source, encode_text) -> None
         raise ValueError(
             f'clips of {video_shape} have latents of {latent_shape}, denoiser.latent_shape is {denoiser.latent_shape}'
         )
-    if denoiser.classes not in (0, source.num_classes):
+    if denoiser.classes and denoiser.classes != source.num_classes:
         raise ValueError(f'the data has {source.num_classes} classes, but denoiser.classes is {denoiser.classes}')
-    text_shape = (encode_text.length, encode_text.width) if encode_text else ()
+    text_shape = (text_encoder.length, text_encoder.width) if text_encoder else ()
     if text_shape != tuple(denoiser.text_shape):
         raise ValueError(f'texts are embedded as {text_shape}, denoiser.text_shape is {tuple(denoiser.text_shape)}')
 

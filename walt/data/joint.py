@@ -26,8 +26,7 @@ class Joint:
         stacks: for each clip.
 
     Raises:
-        ValueError: if `pictures` are clips, if their size or number of classes is not that of the clips, or if a number
-            is less than 1.
+        ValueError: if `pictures` are clips, or of another size than the clips, or if a number is less than 1.
     """
 
     clips: Any
@@ -41,13 +40,14 @@ class Joint:
         clip, picture = (source[0]['video'].shape for source in (self.clips, self.pictures))
         if picture[0] != 1 or picture[1:] != clip[1:]:
             raise ValueError(f'pictures of {picture} beside clips of {clip}: they have one frame of the same size')
-        classes = self.clips.num_classes, self.pictures.num_classes
-        if classes[0] != classes[1]:
-            raise ValueError(f'clips have {classes[0]} classes, pictures {classes[1]}')
 
     @property
     def num_classes(self) -> int:
-        return self.clips.num_classes
+        """Of both. Raises `ValueError` if they differ; where nobody asks for labels they may."""
+        of_clips, of_pictures = self.clips.num_classes, self.pictures.num_classes
+        if of_clips != of_pictures:
+            raise ValueError(f'clips have {of_clips} classes, pictures {of_pictures}')
+        return of_clips
 
     def __len__(self) -> int:
         return len(self.clips)

@@ -49,6 +49,7 @@ class Walt(nn.Module):
         patch: side of the square of latents that makes a token.
         spatial_window: (height, width) of the spatial windows, in tokens; () for the whole frame.
         spatiotemporal_window: (height, width) of the spatiotemporal windows, in tokens.
+        full_attention: every layer attends to all tokens of the clip: what the paper compares windows with (table 3b).
         rank: of the AdaLN-LoRA pairs; 0 leaves them out.
         separate_adaln: each layer has a modulation of its own; without pairs.
         qk_norm: layer norm on queries and keys.
@@ -76,6 +77,7 @@ class Walt(nn.Module):
     patch: int = 1
     spatial_window: tuple[int, int] | tuple[()] = ()
     spatiotemporal_window: tuple[int, int] = (8, 8)
+    full_attention: bool = False
     rank: int = 2
     separate_adaln: bool = False
     qk_norm: bool = True
@@ -116,6 +118,8 @@ class Walt(nn.Module):
     def windows(self) -> tuple[Triple, Triple]:
         """The spatial and the spatiotemporal window, in tokens."""
         frames, height, width = self.grid
+        if self.full_attention:
+            return self.grid, self.grid
         return (1, *(self.spatial_window or (height, width))), (frames, *self.spatiotemporal_window)
 
     @property
@@ -182,7 +186,7 @@ class Walt(nn.Module):
 
     def _blocks(self):
         """All layers, two by two, with stacked parameters."""
-        spatial, spatiotemporal = self.windows
+        frame = (1, *self.windows[0][1:])
         spec = LayerSpec(
             heads=self.heads,
             hidden=self.hidden or 4 * self.width,
@@ -199,7 +203,7 @@ class Walt(nn.Module):
             split_rngs={'params': True},
             in_axes=nn.broadcast,
             metadata_params={nn.PARTITION_NAME: 'layers'},
-        )(self.windows, (spatial, spatial if self.images else spatiotemporal), spec, name='blocks')
+        )(self.windows, (frame, frame) if self.images else self.windows, spec, name='blocks')
 
     def _check(self, z_BTHWC, cond) -> None:
         if z_BTHWC.shape[1:] != tuple(self.latent_shape):
