@@ -38,7 +38,7 @@ DIRECTIONS = (
 
 # Positions in a pixel, and frame steps before the first bounce (where the room allows), so that a caption comes true.
 _SUB = 256
-_LEAD = 4
+LEAD = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ class MovingDigits:
     def _path(self, step: int, draw) -> np.ndarray:
         """Positions along one axis, int64 (frames,), in sub-pixels: constant steps, folded at the walls."""
         room = self._room
-        run = min(room, _LEAD * abs(step))  # the way ahead that is kept free
+        run = min(room, LEAD * abs(step))  # the way ahead that is kept free
         start = draw(room - run + 1) + (run if step < 0 else 0)
         return room - np.abs((start + step * np.arange(self.frames)) % (2 * room) - room)
 
