@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from walt.features import perceptual, squeezenet, vgg
-from walt.features.weights import (
+from walt.weights import (
     check_arrays,
     read_hdf5,
     read_numpy_pickle,
     read_torch,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 class Evil:
