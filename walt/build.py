@@ -31,6 +31,10 @@ from walt.features.perceptual import squeezenet_distance, vgg_distance
 from walt.generation.stage import Stage
 from walt.parallel.rules import replicated
 from walt.precision import compute_dtype
+from walt.text.encoder import TextEncoder
+from walt.text.minilm import MiniLm
+from walt.text.t5 import T5
+from walt.text.wordllama import WordLlama
 from walt.tokenizer.autoencoder import Tokenizer
 from walt.tokenizer.bottleneck import Continuous, Fsq, Kl, Lfq, Vq
 from walt.tokenizer.discriminator import Discriminator
@@ -47,7 +51,7 @@ TOKENIZERS = {'causal_cnn': Tokenizer}
 BOTTLENECKS = {'none': Continuous, 'kl': Kl, 'vq': Vq, 'lfq': Lfq, 'fsq': Fsq}
 DISCRIMINATORS = {'none': lambda dtype: None, 'residual_3d': Discriminator}
 PERCEPTUAL = {'none': lambda dtype: None, 'squeezenet': squeezenet_distance, 'vgg': vgg_distance}
-TEXT_ENCODERS = {'none': lambda: None}
+TEXT_ENCODERS = {'none': lambda: None, 'wordllama': WordLlama, 'minilm': MiniLm, 't5': T5}
 DENOISERS = {'walt': Walt}
 SCHEDULES = {'discrete_linear': DiscreteLinear, 'continuous_linear': ContinuousLinear}
 STEPPERS = {'ddim': Ddim}
@@ -133,8 +137,8 @@ def tokenizer_objective(config: Mapping[str, Any]) -> Objective:
     )
 
 
-def text_encoder(section: Mapping[str, Any]):
-    """The encoder of prompts and captions, or None. Raises `FileNotFoundError` where its weights are not installed."""
+def text_encoder(section: Mapping[str, Any]) -> TextEncoder | None:
+    """Its `length` and `width` are known before it encodes. Raises where its package is not installed, as its class."""
     return construct('text', section, TEXT_ENCODERS)
 
 

@@ -12,7 +12,7 @@ from skimage.transform import resize
 
 from walt.features import squeezenet
 from walt.features.perceptual import squeezenet_distance
-from walt.features.weights import sha256
+from walt.weights import sha256
 
 
 @pytest.fixture(scope='module')

@@ -9,7 +9,7 @@ from skimage.transform import resize
 
 from walt.features import squeezenet
 from walt.features.layers import CAFFE_INPUT, TORCHVISION_INPUT
-from walt.features.weights import read_numpy_pickle
+from walt.weights import read_numpy_pickle
 
 # Photos that scikit-image ships -> classes of ImageNet.
 PHOTOS = {

@@ -8,7 +8,7 @@ from scipy.ndimage import distance_transform_edt
 
 from walt.features import vgg
 from walt.features.perceptual import vgg_distance
-from walt.features.weights import read_hdf5
+from walt.weights import read_hdf5
 
 WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 MODULES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)

@@ -24,6 +24,7 @@ import struct
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from walt.data.captions import read_captions
 from walt.data.class_folders import class_of, find_files, height_width
 from walt.data.draws import check_stream, element_draws
 
@@ -52,8 +53,9 @@ class ImageFolder:
     """Crops of images: a random-access source; an index gives the same crop every time.
 
     Element `i` comes from image `i` modulo the number of images, and has
-        video  uint8 (1, height, width, 3), upright; grey, CMYK and palettes as RGB, what is transparent on white
-        label  int32 scalar, the image's class
+        video    uint8 (1, height, width, 3), upright; grey, CMYK and palettes as RGB, what is transparent on white
+        label    int32 scalar, the image's class
+        caption  str, where root holds `captions.json` (see `captions`)
 
     Construction lists names and opens no file, so it takes about ten seconds for a million images.
 
@@ -62,7 +64,7 @@ class ImageFolder:
         split: 'train' (crops at random) or 'validation' (crops from the centre)
         size: (height, width) of an element in pixels, or one number for both
         crop: least and greatest size of a training crop, as a share of the largest one that fits the image, by side
-        flip: whether half of the training crops are mirrored (they are in MAGVIT-v2)
+        flip: whether half of the training crops are mirrored (they are in MAGVIT-v2); their captions stay as they are
         validation_fraction: about which part of the images is for validation; with 0 and 1 it is exact
         crops_per_file: crops drawn from each image for training; for validation every image comes once
         seed: another seed draws other crops
@@ -70,9 +72,10 @@ class ImageFolder:
     After construction:
         files: paths of the split's images, relative to root, in order
         labels: int32 (len(files),), the class of each
+        captions: the caption of each, or None where there are none
 
-    Raises FileNotFoundError where `root` is no folder, ValueError where the split has no image or where a field is out
-    of its range.
+    Raises FileNotFoundError where `root` is no folder, ValueError where the split has no image, where some images have
+    captions and others none, or where a field is out of its range.
     """
 
     root: str | os.PathLike
@@ -87,6 +90,7 @@ class ImageFolder:
     class_names: tuple[str, ...] = dataclasses.field(init=False, repr=False, compare=False)
     files: tuple[str, ...] = dataclasses.field(init=False, repr=False, compare=False)
     labels: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
+    captions: tuple[str, ...] | None = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         check_stream(self.seed, self.split)
@@ -111,6 +115,8 @@ class ImageFolder:
         object.__setattr__(self, 'class_names', class_names)
         object.__setattr__(self, 'files', files)
         object.__setattr__(self, 'labels', np.array([numbers[class_of(path)] for path in files], np.int32))
+        captions = read_captions(self.root, found)
+        object.__setattr__(self, 'captions', None if captions is None else tuple(captions[path] for path in files))
 
     @property
     def num_classes(self) -> int:
@@ -138,7 +144,8 @@ class ImageFolder:
         image = image.resize((width, height), Image.Resampling.BICUBIC, self._box(image.height, image.width, draw))
         if self.flip and self.split == 'train' and draw(2):
             image = ImageOps.mirror(image)
-        return {'video': np.asarray(image)[None], 'label': self.labels[number]}
+        element = {'video': np.asarray(image)[None], 'label': self.labels[number]}
+        return element if self.captions is None else element | {'caption': self.captions[number]}
 
     def _held_out(self, path: str) -> bool:
         if self.validation_fraction in (0, 1):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from walt.features.weights import check_arrays
+from walt.weights import check_arrays
 
 # How torchvision's networks see RGB.
 TORCHVISION_INPUT = {'mean': (0.485, 0.456, 0.406), 'deviation': (0.229, 0.224, 0.225)}

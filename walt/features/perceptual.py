@@ -20,7 +20,7 @@ from jax import lax
 
 from walt.features import squeezenet, vgg
 from walt.features.layers import cast
-from walt.features.weights import PackageFile, check_arrays, read_torch, sha256
+from walt.weights import PackageFile, check_arrays, read_torch, sha256
 
 # LPIPS's heads; BSD licence.
 SQUEEZENET_HEADS = PackageFile(

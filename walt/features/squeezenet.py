@@ -14,7 +14,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from walt.features.layers import convolve, from_caffe, from_torchvision, max_pool, normalise
-from walt.features.weights import PackageFile, read_numpy_pickle, read_torch, sha256
+from walt.weights import PackageFile, read_numpy_pickle, read_torch, sha256
 
 CHANNELS = (64, 128, 256, 384, 384, 512, 512)
 SMALLEST = 17  # pixels a side, for fire6 to see one position

@@ -12,7 +12,7 @@ The ends of the five blocks are the layers that LPIPS looks at.
 from pathlib import Path
 
 from walt.features.layers import convolve, from_caffe, from_torchvision, max_pool, normalise
-from walt.features.weights import PackageFile, read_hdf5, read_torch, sha256
+from walt.weights import PackageFile, read_hdf5, read_torch, sha256
 
 CHANNELS = (64, 128, 256, 512, 512)
 SMALLEST = 16  # pixels a side, for block 5 to see one position

