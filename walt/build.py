@@ -35,8 +35,8 @@ from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
 from walt.tokenizer.inflation import inflate
 from walt.tokenizer.objective import Objective
 from walt.training.checkpoints import restore_ema, saved_config
-from walt.training.optimizer import adamw
-from walt.training.state import abstract_params
+from walt.training.optimizer import adafactor, adamw, muon
+from walt.training.state import abstract_params, ema_decays
 
 SOURCES = {'moving_digits': MovingDigits, 'video_folder': VideoFolder, 'image_folder': ImageFolder}
 TOKENIZERS = {'causal_cnn': Tokenizer}
@@ -46,7 +46,7 @@ PERCEPTUAL = {'none': lambda dtype: None, 'squeezenet': squeezenet_distance, 'vg
 DENOISERS = {'walt': Walt}
 SCHEDULES = {'discrete_linear': DiscreteLinear, 'continuous_linear': ContinuousLinear}
 STEPPERS = {'ddim': Ddim}
-OPTIMIZERS = {'adamw': adamw}
+OPTIMIZERS = {'adamw': adamw, 'adafactor': adafactor, 'muon': muon}
 
 _RUN_KEYS = {'seed', 'batch_size', 'steps', 'data', 'tokenizer', 'optimizer', 'ema_decay', 'dtype', 'mesh'}
 _RUN_KEYS |= {'log_every', 'checkpoint_every', 'validate_every', 'validation_batches'}
@@ -167,8 +167,13 @@ def init_denoiser(module: Walt) -> Callable[[jax.Array], Any]:
     return lambda key: module.init(key, z, jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32), 'estimate': z})
 
 
-def restore_tokenizer(workdir: str, mesh: Mesh, step: int | None = None) -> tuple[FrozenTokenizer, dict[str, Any], int]:
-    """The trained tokenizer in `workdir`: (averaged parameters and latent norm, its configuration, step)."""
+def restore_tokenizer(
+    workdir: str, mesh: Mesh, step: int | None = None, decay: float | None = None
+) -> tuple[FrozenTokenizer, dict[str, Any], int]:
+    """The trained tokenizer in `workdir`: (averaged parameters and latent norm, its configuration, step).
+
+    `decay` picks the average, as `restore_ema`; the configuration comes back with this one as its only `ema_decay`.
+    """
     config = saved_config(workdir, step)
     module = tokenizer(config['tokenizer'], config['dtype'])
     pixels = (1, *[math.prod(module.spatial_strides)] * 2, module.pixel_channels)
@@ -178,7 +183,8 @@ def restore_tokenizer(workdir: str, mesh: Mesh, step: int | None = None) -> tupl
         'params': abstract_params(init_tokenizer(module, pixels), mesh),
         'measured': jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), norm),
     }
-    restored, step = restore_ema(workdir, abstract, step)
+    restored, step = restore_ema(workdir, abstract, step, decay)
+    config['ema_decay'] = ema_decays(config['ema_decay'])[0] if decay is None else decay
     return FrozenTokenizer(module, restored['params'], restored['measured']), config, step
 
 
@@ -206,18 +212,23 @@ def starting_params(tokenizer_dir: str, module: Tokenizer, params: Any, mesh: Me
 
 
 def restore_stage(
-    workdir: str, mesh: Mesh, step: int | None = None, sampling: Mapping[str, Any] | None = None
+    workdir: str,
+    mesh: Mesh,
+    step: int | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    decay: float | None = None,
 ) -> tuple[Stage, dict[str, Any], int]:
     """The trained denoiser in `workdir` with its tokenizer, ready to sample: (stage, its configuration, step).
 
     Args:
         sampling: keys that replace those of the configuration's section `sampler`.
+        decay: of the average to sample from, where the run kept several; the first by default.
     """
     config = saved_config(workdir, step)
     frozen, _, _ = restore_tokenizer(own_tokenizer(workdir), mesh)
     module = denoiser(config['denoiser'], config['dtype'])
     restored, step = restore_ema(
-        workdir, {'params': abstract_params(init_denoiser(module), mesh), 'measured': None}, step
+        workdir, {'params': abstract_params(init_denoiser(module), mesh), 'measured': None}, step, decay
     )
     noise = schedule(config['schedule'])
     objective = loss(config['loss'], noise)

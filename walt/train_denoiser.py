@@ -59,7 +59,9 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
     rows = functools.partial(process_batches, batch_size=config['batch_size'], keys=keys, seed=config['seed'])
 
     key = jax.random.key(config['seed'])
-    state, layout = create(build.init_denoiser(denoiser), optimizer, mesh, stream(key, 'init'))
+    state, layout = create(
+        build.init_denoiser(denoiser), optimizer, mesh, stream(key, 'init'), ema_decay=config['ema_decay']
+    )
     whole, by_rows = replicated(mesh), batch_sharding(mesh)
     step = jax.jit(
         step,

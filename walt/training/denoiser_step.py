@@ -1,5 +1,7 @@
 """A training step of the denoiser: clips or latents -> normalised latents -> denoising loss."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -26,7 +28,7 @@ def make_denoiser_step(
     denoiser: Walt,
     loss: DenoisingLoss,
     optimizer: optax.GradientTransformation,
-    ema_decay: float,
+    ema_decay: float | Sequence[float],
     label_dropout: float,
 ):
     """Returns step(state, frozen, batch, key) -> (state, metrics); the tokenizer `frozen` has no gradient.
