@@ -13,8 +13,9 @@ two are fewest together; layers that are stacked are matrices of their own, also
 
     (layers, D | 3, N, K)      (layers, N, K | D)      (kt, kh, kw, I | O)
 
-No axis is moved or merged, so the moments lie on the mesh as the kernel's axes do. (`optax.adafactor` factors the two
-largest axes, and nothing where the second one is small, which is so for heads; on a plain matrix the two are equal.)
+No axis is moved or merged, so the moments lie on the mesh as the kernel's axes do. `optax.adafactor` factors the two
+largest axes, and none where the second one is small, as with heads: 391 MiB for W.A.L.T-L, here 7.5 MiB. On a plain
+matrix the two are equal.
 """
 
 import math

