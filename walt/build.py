@@ -43,8 +43,8 @@ from walt.tokenizer.inflation import inflate
 from walt.tokenizer.objective import Objective
 from walt.training.checkpoints import restore_ema, saved_config
 from walt.training.conditions import Conditioning
-from walt.training.optimizer import adamw
-from walt.training.state import abstract_params
+from walt.training.optimizer import adafactor, adamw, muon
+from walt.training.state import abstract_params, ema_decays
 
 SOURCES = {'moving_digits': MovingDigits, 'video_folder': VideoFolder, 'image_folder': ImageFolder}
 TOKENIZERS = {'causal_cnn': Tokenizer}
@@ -55,7 +55,7 @@ TEXT_ENCODERS = {'none': lambda: None, 'wordllama': WordLlama, 'minilm': MiniLm,
 DENOISERS = {'walt': Walt}
 SCHEDULES = {'discrete_linear': DiscreteLinear, 'continuous_linear': ContinuousLinear}
 STEPPERS = {'ddim': Ddim}
-OPTIMIZERS = {'adamw': adamw}
+OPTIMIZERS = {'adamw': adamw, 'adafactor': adafactor, 'muon': muon}
 
 _RUN_KEYS = {'seed', 'batch_size', 'steps', 'data', 'tokenizer', 'optimizer', 'ema_decay', 'dtype', 'mesh'}
 _RUN_KEYS |= {'log_every', 'checkpoint_every', 'validate_every', 'validation_batches'}
@@ -211,14 +211,20 @@ def _whole(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
-def restore_tokenizer(workdir: str, mesh: Mesh, step: int | None = None) -> tuple[FrozenTokenizer, dict[str, Any], int]:
-    """The trained tokenizer in `workdir`: (averaged parameters and latent norm, its configuration, step)."""
+def restore_tokenizer(
+    workdir: str, mesh: Mesh, step: int | None = None, decay: float | None = None
+) -> tuple[FrozenTokenizer, dict[str, Any], int]:
+    """The trained tokenizer in `workdir`: (averaged parameters and latent norm, its configuration, step).
+
+    `decay` picks the average, as `restore_ema`; the configuration comes back with this one as its only `ema_decay`.
+    """
     config = saved_config(workdir, step)
     module = tokenizer(config['tokenizer'], config['dtype'])
     pixels = (1, *[math.prod(module.spatial_strides)] * 2, module.pixel_channels)
     norm = jax.eval_shape(lambda: LatentNorm.identity(module.latent_channels))
     items = {'params': abstract_params(init_tokenizer(module, pixels), mesh), 'measured': _whole(norm, mesh)}
-    restored, step = restore_ema(workdir, items, step)
+    restored, step = restore_ema(workdir, items, step, decay)
+    config['ema_decay'] = ema_decays(config['ema_decay'])[0] if decay is None else decay
     return FrozenTokenizer(module, restored['params'], restored['measured']), config, step
 
 
@@ -264,25 +270,30 @@ def starting_denoiser(section: Mapping[str, Any], module: Walt, params: Any, mes
     return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, params)
 
 
-def _restore_denoiser(workdir: str, mesh: Mesh, step: int | None = None):
+def _restore_denoiser(workdir: str, mesh: Mesh, step: int | None = None, decay: float | None = None):
     """(averaged parameters and null text, module, configuration, step)."""
     config = saved_config(workdir, step)
     module = denoiser(config['denoiser'], config['dtype'])
     measured = _whole(abstract_null_text(module), mesh)
     items = {'params': abstract_params(init_denoiser(module), mesh), 'measured': measured}
-    restored, step = restore_ema(workdir, items, step)
+    restored, step = restore_ema(workdir, items, step, decay)
     return restored, module, config, step
 
 
 def restore_stage(
-    workdir: str, mesh: Mesh, step: int | None = None, sampling: Mapping[str, Any] | None = None
+    workdir: str,
+    mesh: Mesh,
+    step: int | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    decay: float | None = None,
 ) -> tuple[Stage, dict[str, Any], int]:
     """The trained denoiser in `workdir` with its tokenizer, ready to sample: (stage, its configuration, step).
 
     Args:
         sampling: keys that replace those of the configuration's section `sampler`.
+        decay: of the average to sample from, where the run kept several; the first by default.
     """
-    restored, module, config, step = _restore_denoiser(workdir, mesh, step)
+    restored, module, config, step = _restore_denoiser(workdir, mesh, step, decay)
     frozen, _, _ = restore_tokenizer(own_tokenizer(workdir), mesh)
     noise = schedule(config['schedule'])
     objective, encoder = loss(config['loss'], noise), text_encoder(config['text'])

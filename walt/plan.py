@@ -126,7 +126,9 @@ def tokenizer_task(config: Mapping[str, Any], mesh: AbstractMesh, rows: int) -> 
     tokenizer, clip = objective.tokenizer, clip_shape(config['data'])
     latents = tokenizer.latent_shape(*clip[:3])
     optimizer = build.optimizer(config['optimizer'], config['steps'])
-    state, layout = _abstract(lambda key: create_tokenizer_state(objective, optimizer, mesh, key, clip))
+    state, layout = _abstract(
+        lambda key: create_tokenizer_state(objective, optimizer, mesh, key, clip, config['ema_decay'])
+    )
 
     def encode(params, video_BTHWC):
         return tokenizer.apply({'params': params}, video_BTHWC, method='encode')
@@ -163,7 +165,7 @@ def denoiser_task(config: Mapping[str, Any], mesh: AbstractMesh, rows: int) -> T
 
     def new(key):
         null = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), null_text)
-        return create(build.init_denoiser(denoiser), optimizer, mesh, key, null)
+        return create(build.init_denoiser(denoiser), optimizer, mesh, key, null, ema_decay=config['ema_decay'])
 
     state, layout = _abstract(new)
     stage = Stage(
@@ -269,7 +271,7 @@ def _memory(task: Task, training: Program, phases: Mapping[str, Program]) -> dic
     memory = {
         'training': {
             'parameters': _bytes_on_device(state.params, layout.params),
-            'average': _bytes_on_device(state.ema, layout.ema),
+            'average': _bytes_on_device((state.ema, state.more_ema), (layout.ema, layout.more_ema)),
             'optimizer': _bytes_on_device(state.opt_state, layout.opt_state),
             'adversary': _bytes_on_device(state.adversary, layout.adversary),
             'frozen': tree_bytes(task.frozen),

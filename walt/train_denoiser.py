@@ -67,11 +67,16 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
         return put_batch(mesh, with_texts(batch))
 
     key = jax.random.key(config['seed'])
-    null_text = null_text_of(text_encoder)
-    state, layout = create(build.init_denoiser(denoiser), optimizer, mesh, stream(key, 'init'), null_text)
+    state, layout = create(
+        build.init_denoiser(denoiser),
+        optimizer,
+        mesh,
+        stream(key, 'init'),
+        null_text_of(text_encoder),
+        ema_decay=config['ema_decay'],
+    )
     if config['start']['denoiser_dir'] and latest_step(workdir) is None:
-        params = build.starting_denoiser(config['start'], denoiser, state.params, mesh)
-        state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
+        state = state.starting_from(build.starting_denoiser(config['start'], denoiser, state.params, mesh))
     whole, by_rows = replicated(mesh), batch_sharding(mesh)
     step = jax.jit(
         step,

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags, logging
 
 from walt import build
@@ -48,10 +47,10 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
     rows = functools.partial(process_batches, batch_size=config['batch_size'], keys=('video',), seed=config['seed'])
     check_brightness(next(iter(rows(source)))['video'])
     key = stream(jax.random.key(config['seed']), 'init')
-    state, layout = create_tokenizer_state(objective, optimizer, mesh, key, video_shape)
+    state, layout = create_tokenizer_state(objective, optimizer, mesh, key, video_shape, config['ema_decay'])
     if config['start']['tokenizer_dir'] and latest_step(workdir) is None:
         params = build.starting_params(config['start']['tokenizer_dir'], tokenizer, state.params, mesh)
-        state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
+        state = state.starting_from(params)
     claim_workdir(workdir, config)
     if jax.process_index() == 0:
         print(describe(objective, config))

@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 
-from walt.data.arrays import Arrays
 from walt.data.pipeline import batches
 from walt.training.state import State
 
@@ -21,7 +20,7 @@ def new_state():
 
 
 def new_batches():
-    return iter(batches(Arrays({'x': np.arange(10, dtype=np.float32)}), 2, keys=('x',), threads=0))
+    return iter(batches([{'x': x} for x in np.arange(10, dtype=np.float32)], 2, keys=('x',), threads=0))
 
 
 @jax.jit

@@ -140,6 +140,47 @@ def test_an_average_alone_can_be_saved_and_restored(run, tmp_path):
     assert_same(restored, averaged)
 
 
+@pytest.fixture(scope='module')
+def several(tmp_path_factory, toy):
+    """A workdir with averages of three decays, and their state."""
+    workdir, state = tmp_path_factory.mktemp('several'), toy.state()
+    more = {'0.5': {'w': jnp.array([1.0, 5.0, 9.0])}, '0.9999': {'w': jnp.array([2.0, 4.0, 8.0])}}
+    state = state.replace(step=jnp.asarray(7, jnp.int32), ema={'w': jnp.array([0.0, 3.0, 6.0])}, more_ema=more)
+    with Checkpoints(workdir, {'ema_decay': (0.9, 0.5, 0.9999)}) as checkpoints:
+        checkpoints.save(state, toy.batches())
+    return workdir, state
+
+
+@pytest.mark.parametrize('decay', [None, 0.9, 0.5, 0.9999])
+def test_any_of_several_averages_can_be_restored_alone(several, tmp_path, decay):
+    workdir, state = several
+    item = 'ema' if decay in (None, 0.9) else f'ema_{decay}'
+    alone = shutil.copytree(workdir, tmp_path / 'copy')
+    for other in {'state', 'data', 'ema', 'ema_0.5', 'ema_0.9999'} - {item}:
+        shutil.rmtree(alone / 'checkpoints' / '7' / other)
+    restored, step = restore_ema(alone, abstract_ema(state), decay=decay)
+    expected = state.ema if item == 'ema' else state.more_ema[str(decay)]
+    assert step == 7
+    assert_same(restored, {'params': expected, 'measured': state.measured})
+
+
+def test_an_average_that_is_not_there_is_refused_with_those_that_are(several, run, tmp_path):
+    workdir, state = several
+    with pytest.raises(ValueError, match=r'decay 0.99 in .*checkpoints; there are \[0.9, 0.5, 0.9999\]'):
+        restore_ema(workdir, abstract_ema(state), decay=0.99)
+    save_ema(tmp_path, {'params': state.ema, 'measured': state.measured}, {'ema_decay': 0.9}, 1)
+    with pytest.raises(ValueError, match=r'decay 0.5 in .*checkpoints; there are \[0.9\]'):
+        restore_ema(tmp_path, abstract_ema(state), decay=0.5)
+
+
+def test_training_goes_on_with_all_its_averages(several, toy):
+    workdir, state = several
+    zeros = {name: jax.tree.map(jnp.zeros_like, params) for name, params in state.more_ema.items()}
+    with Checkpoints(workdir, {}) as checkpoints:
+        restored = checkpoints.restore_latest(toy.state().replace(more_ema=zeros), toy.batches())
+    assert_same(restored, state)
+
+
 RUN = {'seed': 0, 'steps': 10, 'mesh': {'data': 1}, 'denoiser': {'width': 8, 'window': (2, 2)}}
 
 

@@ -1,7 +1,8 @@
-"""One checkpoint format: a folder of numbered steps, each with four items that can be restored by themselves.
+"""One checkpoint format: a folder of numbered steps, each with items that can be restored by themselves.
 
     state    step, parameters, optimizer; parameters, optimizer and logit averages of a discriminator
     ema      averaged parameters and what was measured: all that sampling needs
+    ema_0.9  the same of another decay, an item each; `ema` is of the configuration's first
     data     the position of the data iterator
     config   the configuration of the run
 
@@ -10,7 +11,7 @@ before.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from walt.training.state import State
+from walt.training.state import State, decay_name, ema_decays
 
 
 class Checkpoints:
@@ -42,8 +43,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        trained, averaged = _items(state)
-        items = dict(state=ocp.args.StandardSave(trained), ema=ocp.args.StandardSave(averaged))
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         items['data'] = grain.checkpoint.CheckpointSave(batches)
         items['config'] = ocp.args.JsonSave(self._config)
         self._manager.save(step, args=ocp.args.Composite(**items))
@@ -57,20 +57,23 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return state
-        trained, averaged = _items(jax.tree.map(ocp.utils.to_shape_dtype_struct, state))
+        abstract = _items(jax.tree.map(ocp.utils.to_shape_dtype_struct, state))
         saved = ocp.StandardCheckpointHandler().metadata(self._manager.directory / str(step) / 'state')
         there = 'adversary' in saved.tree
-        if there != ('adversary' in trained):
+        if there != ('adversary' in abstract['state']):
             has = {True: 'has a discriminator', False: 'has no discriminator'}
             raise ValueError(
                 f'checkpoint {step} in {self._manager.directory} {has[there]}, the configuration {has[not there]}; '
                 'start.tokenizer_dir goes on from its tokenizer with a new one'
             )
-        items = dict(state=ocp.args.StandardRestore(trained), ema=ocp.args.StandardRestore(averaged))
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         items['data'] = grain.checkpoint.CheckpointRestore(batches)
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        trained, averaged = restored['state'], restored['ema']
-        return state.replace(**trained, ema=averaged['params'], measured=averaged['measured'])
+        more_ema = state.more_ema and {name: restored[_item(name)]['params'] for name in state.more_ema}
+        averaged = restored['ema']
+        return state.replace(
+            **restored['state'], ema=averaged['params'], measured=averaged['measured'], more_ema=more_ema
+        )
 
     def __enter__(self) -> 'Checkpoints':
         return self
@@ -80,24 +83,44 @@ class Checkpoints:
         self._manager.close()
 
 
-def _items(state: State) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is saved of a state: (item `state`, item `ema`)."""
+def _items(state: State) -> dict[str, Any]:
+    """What is saved of a state, by item."""
     trained = {'step': state.step, 'params': state.params, 'opt_state': state.opt_state}
     if state.adversary is not None:
         trained['adversary'] = state.adversary
-    return trained, {'params': state.ema, 'measured': state.measured}
+    averages = {'ema': state.ema} | {_item(name): params for name, params in (state.more_ema or {}).items()}
+    return {'state': trained} | {
+        item: {'params': params, 'measured': state.measured} for item, params in averages.items()
+    }
 
 
-def restore_ema(workdir: str | Path, abstract: Any, step: int | None = None) -> tuple[dict[str, Any], int]:
+def _item(name: str) -> str:
+    """Of the average that `State.more_ema` has under this name."""
+    return f'ema_{name}'
+
+
+def restore_ema(
+    workdir: str | Path, abstract: Any, step: int | None = None, decay: float | None = None
+) -> tuple[dict[str, Any], int]:
     """Averaged parameters and nothing else: ({'params', 'measured'} in the layout of `abstract`, step).
+
+    Args:
+        decay: of the average, where the run kept several; the configuration's first by default.
 
     Raises:
         FileNotFoundError: if there is no checkpoint, or not the step asked for (the steps that are there are named).
+        ValueError: if there is no average of this decay (those that are there are named).
     """
+    item = 'ema'
+    if decay is not None:
+        there = ema_decays(saved_config(workdir, step)['ema_decay'])
+        if decay not in there:
+            raise ValueError(f'no average of decay {decay} in {_folder(workdir)}; there are {list(there)}')
+        item = 'ema' if decay == there[0] else _item(decay_name(decay))
     with _manager(workdir, ocp.CheckpointManagerOptions(read_only=True)) as manager:
         step = _existing_step(workdir, manager, step)
-        restored = manager.restore(step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(abstract)))
-    return restored['ema'], step
+        restored = manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)}))
+    return restored[item], step
 
 
 def saved_config(workdir: str | Path, step: int | None = None) -> dict[str, Any]:
@@ -108,7 +131,10 @@ def saved_config(workdir: str | Path, step: int | None = None) -> dict[str, Any]
 
 
 def save_ema(workdir: str | Path, averaged: Mapping[str, Any], config: Mapping[str, Any], step: int) -> None:
-    """Writes a checkpoint that can be sampled from but not trained on, for example a tokenizer beside its denoiser."""
+    """Writes a checkpoint that can be sampled from but not trained on, for example a tokenizer beside its denoiser.
+
+    `config['ema_decay']` is the decay of this one average.
+    """
     with _manager(workdir, ocp.CheckpointManagerOptions()) as manager:
         items = dict(ema=ocp.args.StandardSave(dict(averaged)), config=ocp.args.JsonSave(dict(config)))
         manager.save(step, args=ocp.args.Composite(**items))
@@ -134,17 +160,23 @@ def claim_workdir(workdir: str | Path, config: Mapping[str, Any]) -> None:
     path = Path(workdir) / 'config.json'
     config = json.loads(json.dumps(config))
     if path.exists():
-        before, now = _flatten(json.loads(path.read_text())), _flatten(config)
-        changed = [
-            f'  {key}: {before.get(key, "absent")!r} there, {now.get(key, "absent")!r} now'
-            for key in sorted(before | now)
-            if before.get(key) != now.get(key) and key.split('.')[0] not in FREE_KEYS
-        ]
+        changed = differences(json.loads(path.read_text()), config, FREE_KEYS)
         if changed:
             raise ValueError(f'{workdir} was written by another configuration:\n' + '\n'.join(changed))
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(config, indent=2) + '\n')
+
+
+def differences(there: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = ()) -> list[str]:
+    """A line for each key in which two trees of plain values differ, with both values; `free` keys, at the top or by
+    their whole path, may."""
+    there, now = _flatten(there), _flatten(now)
+    return [
+        f'  {key}: {there.get(key, "absent")!r} there, {now.get(key, "absent")!r} now'
+        for key in sorted(there | now)
+        if there.get(key) != now.get(key) and not {key, key.split('.')[0]} & set(free)
+    ]
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A training step of the denoiser: clips or latents -> normalised latents and conditions -> denoising loss."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import optax
@@ -17,7 +18,7 @@ def make_denoiser_step(
     denoiser: Walt,
     loss: DenoisingLoss,
     optimizer: optax.GradientTransformation,
-    ema_decay: float,
+    ema_decay: float | Sequence[float],
     conditioning: Conditioning,
 ):
     """Returns step(state, frozen, batch, key) -> (state, metrics); the tokenizer `frozen` has no gradient."""

@@ -24,6 +24,7 @@ def create_tokenizer_state(
     mesh: Mesh,
     key: jax.Array,
     video_shape: Sequence[int],
+    ema_decay: float | Sequence[float] = 0.0,
 ) -> tuple[State, State]:
     """A new state and its shardings, as `state.create`, for clips of `video_shape` (T, H, W, 3)."""
     clip = jnp.zeros((1, *video_shape))
@@ -39,6 +40,7 @@ def create_tokenizer_state(
         key,
         LatentNorm.identity(objective.tokenizer.latent_channels),
         adversary if objective.discriminator else None,
+        ema_decay,
     )
 
 
@@ -46,7 +48,9 @@ def _of_tokenizer(objective: Objective, optimizer: optax.GradientTransformation)
     return only('decoder', optimizer) if objective.freeze_encoder else optimizer
 
 
-def make_tokenizer_step(objective: Objective, optimizer: optax.GradientTransformation, ema_decay: float):
+def make_tokenizer_step(
+    objective: Objective, optimizer: optax.GradientTransformation, ema_decay: float | Sequence[float]
+):
     """Returns step(state, perceptual, batch, key) -> (state, metrics).
 
     `perceptual` is the feature network's distance, or None; `batch` holds `video`, uint8 (B, T, H, W, 3). The optimizer
