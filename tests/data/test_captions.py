@@ -1,6 +1,5 @@
 """Captions of files: read by path, complete or refused, and part of the elements that they describe."""
 
-
 import numpy as np
 import pytest
 from PIL import Image
