@@ -45,6 +45,6 @@ def smoke_denoiser(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
         denoiser.text_shape = (8, 256)
     for data in (config.data, *(config.data[part] for part in ('clips', 'pictures') if part in config.data)):
         if 'size' in data:
-            size = [data.size] * 2 if isinstance(data.size, int) else data.size
-            data.size = tuple(side // shrink for side in size)
+            square = isinstance(data.size, int)
+            data.size = data.size // shrink if square else tuple(side // shrink for side in data.size)
     return config

@@ -11,6 +11,7 @@ from walt.build import init_denoiser
 from walt.denoiser.walt import Walt
 from walt.diffusion.loss import DenoisingLoss
 from walt.diffusion.schedules import DiscreteLinear
+from walt.training.conditions import Conditioning
 from walt.training.denoiser_step import make_denoiser_step
 from walt.training.optimizer import adafactor, adamw, muon
 from walt.training.parameters import in_out_axes, names
@@ -89,7 +90,7 @@ def test_every_optimizer_trains_a_denoiser(optimizer, small_denoiser):
     optimizer = optimizer(steps=41, learning_rate=0.02, warmup_steps=1, final_fraction=1.0)
     params = small_denoiser.params
     state = State(jnp.zeros((), jnp.int32), params, optimizer.init(params), params)
-    step = make_denoiser_step(denoiser, loss, optimizer, 0.9, label_dropout=0.0)
+    step = make_denoiser_step(denoiser, loss, optimizer, 0.9, Conditioning(DiscreteLinear(), dropout=0.0))
     z = np.random.default_rng(0).normal(size=(1, *denoiser.latent_shape)).astype(np.float32)
     batch = {'z': jnp.asarray(np.repeat(z, 8, axis=0)), 'label': jnp.full(8, 3)}
 
