@@ -1,5 +1,7 @@
 """What configurations share: the smoke modes."""
 
+import math
+
 import ml_collections
 
 
@@ -32,12 +34,12 @@ def smoke_denoiser(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     config.batch_size = 2
     config.dtype = 'float32'
     denoiser, (frames, height, width, channels) = config.denoiser, config.denoiser.latent_shape
-    shrink = max(1, min(height, width) // (4 * denoiser.patch))
+    windows = [name for name in ('spatial_window', 'spatiotemporal_window') if name in denoiser]
+    shrink = min(4, math.gcd(height, width, *(extent for name in windows for extent in denoiser[name])))
     denoiser.latent_shape = (frames, height // shrink, width // shrink, channels)
     denoiser.width, denoiser.depth, denoiser.heads = 32, 2, 2
-    for window in ('spatial_window', 'spatiotemporal_window'):
-        if window in denoiser:
-            denoiser[window] = tuple(extent // shrink for extent in denoiser[window])
+    for name in windows:
+        denoiser[name] = tuple(extent // shrink for extent in denoiser[name])
     if 'hidden' in denoiser:
         denoiser.hidden = 64
     if 'text_shape' in denoiser:
