@@ -21,9 +21,10 @@ from walt.data.image_folder import ImageFolder
 from walt.data.moving_digits import MovingDigits
 from walt.data.video_folder import VideoFolder
 from walt.denoiser.walt import Walt
+from walt.diffusion.guidance import Interval, PowerCosine
 from walt.diffusion.loss import DenoisingLoss
-from walt.diffusion.schedules import ContinuousLinear, DiscreteLinear, Schedule
-from walt.diffusion.steppers import Ddim
+from walt.diffusion.schedules import ContinuousLinear, Cosine, DiscreteLinear, RectifiedFlow, Schedule
+from walt.diffusion.steppers import Ddim, DpmSolverPlusPlus2M, Heun, ancestral
 from walt.features.perceptual import squeezenet_distance, vgg_distance
 from walt.generation.stage import Stage
 from walt.parallel.rules import replicated
@@ -44,8 +45,14 @@ BOTTLENECKS = {'none': Continuous, 'kl': Kl, 'vq': Vq, 'lfq': Lfq, 'fsq': Fsq}
 DISCRIMINATORS = {'none': lambda dtype: None, 'residual_3d': Discriminator}
 PERCEPTUAL = {'none': lambda dtype: None, 'squeezenet': squeezenet_distance, 'vgg': vgg_distance}
 DENOISERS = {'walt': Walt}
-SCHEDULES = {'discrete_linear': DiscreteLinear, 'continuous_linear': ContinuousLinear}
-STEPPERS = {'ddim': Ddim}
+SCHEDULES = {
+    'discrete_linear': DiscreteLinear,
+    'continuous_linear': ContinuousLinear,
+    'cosine': Cosine,
+    'rectified_flow': RectifiedFlow,
+}
+STEPPERS = {'ddim': Ddim, 'ancestral': ancestral, 'heun': Heun, 'dpm_solver_pp_2m': DpmSolverPlusPlus2M}
+GUIDANCE_SCALES = {'power_cosine': PowerCosine, 'interval': Interval}
 OPTIMIZERS = {'adamw': adamw}
 
 _RUN_KEYS = {'seed', 'batch_size', 'steps', 'data', 'tokenizer', 'optimizer', 'ema_decay', 'dtype', 'mesh'}
@@ -136,15 +143,17 @@ def loss(section: Mapping[str, Any], schedule: Schedule) -> DenoisingLoss:
 
 
 def sampler(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `Stage` that say how it samples: `stepper` (by name, with its keys), `steps` and `guidance`."""
-    rest = {key: value for key, value in section.items() if key not in ('steps', 'guidance')}
-    if len(section) - len(rest) < 2:
+    """The fields of `Stage` that say how it samples: `stepper` (by name, with its keys), `steps` and so on.
+
+    `guidance` is a number, or a section that names a scale which depends on the time; `rescale` may be left out.
+    """
+    own = {key: value for key, value in section.items() if key in ('steps', 'guidance', 'rescale')}
+    if not {'steps', 'guidance'} <= set(own):
         raise ValueError(f"sampler needs 'steps' and 'guidance', it has {sorted(section)}")
-    return {
-        'stepper': construct('sampler', rest, STEPPERS),
-        'steps': section['steps'],
-        'guidance': section['guidance'],
-    }
+    if isinstance(own['guidance'], Mapping):
+        own['guidance'] = construct('guidance', own['guidance'], GUIDANCE_SCALES)
+    rest = {key: value for key, value in section.items() if key not in own}
+    return {'stepper': construct('sampler', rest, STEPPERS), **own}
 
 
 def optimizer(section: Mapping[str, Any], steps: int):

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from walt.denoiser.walt import Walt
-from walt.diffusion.guidance import classifier_free
+from walt.diffusion.guidance import Scale, classifier_free
 from walt.diffusion.prediction import Parametrisation
 from walt.diffusion.sampler import draw_noise, sample
 from walt.diffusion.schedules import Schedule
@@ -34,7 +34,7 @@ class Stage:
         denoiser, params: the network and its (averaged) parameters.
         frozen: the tokenizer whose latents it was trained on.
         schedule, parametrisation, self_conditioning: as in training.
-        stepper, steps, guidance: the sampler; guidance 1 is none.
+        stepper, steps, guidance, rescale: the sampler; guidance 1 is none, and rescale 0.
         mesh: the devices that share a batch.
     """
 
@@ -46,8 +46,9 @@ class Stage:
     self_conditioning: bool
     stepper: Stepper
     steps: int
-    guidance: float
+    guidance: Scale
     mesh: Mesh
+    rescale: float = 0.0
 
     @functools.cached_property
     def _sample(self):
@@ -59,7 +60,7 @@ class Stage:
                 return cond | {'label': jnp.full_like(cond['label'], self.denoiser.classes)}
 
             z = sample(
-                classifier_free(denoise, self.guidance, null),
+                classifier_free(denoise, self.guidance, null, self.rescale),
                 draw_noise(batch['key'], self.denoiser.latent_shape),
                 {'label': batch['label']},
                 schedule=self.schedule,
