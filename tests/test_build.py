@@ -17,9 +17,10 @@ from walt import build
 from walt.data.moving_digits import MovingDigits
 from walt.data.video_io import write_mp4
 from walt.denoiser.walt import Walt
+from walt.diffusion.guidance import Interval, PowerCosine
 from walt.diffusion.loss import DenoisingLoss
-from walt.diffusion.schedules import ContinuousLinear, DiscreteLinear
-from walt.diffusion.steppers import Ddim
+from walt.diffusion.schedules import ContinuousLinear, Cosine, DiscreteLinear, RectifiedFlow
+from walt.diffusion.steppers import Ddim, DpmSolverPlusPlus2M, Heun
 from walt.generation.stage import Stage
 from walt.parallel.mesh import make_mesh
 from walt.tokenizer.autoencoder import Tokenizer
@@ -177,11 +178,30 @@ def test_sections_become_the_objects_that_they_name():
     assert sampler == {'stepper': Ddim(0.5), 'steps': 7, 'guidance': 1.5}
 
 
+def test_sections_of_the_diffusion_options_become_what_they_name():
+    assert build.schedule({'name': 'cosine', 'steps': 10}) == Cosine(10)
+    flow = build.schedule({'name': 'rectified_flow', 'shift': 3.0, 'logit_normal': [0.0, 1.0]})
+    assert flow == RectifiedFlow(3.0, (0.0, 1.0))
+    section = {'parametrisation': 'flow', 'min_snr_gamma': 5.0}
+    assert build.loss(section, flow) == DenoisingLoss(flow, 'flow', min_snr_gamma=5.0)
+    section = {'steps': 7, 'guidance': 1.5, 'rescale': 0.7}
+    steppers = {'ancestral': Ddim(1.0), 'heun': Heun(), 'dpm_solver_pp_2m': DpmSolverPlusPlus2M()}
+    for name, stepper in steppers.items():
+        assert build.sampler({'name': name, **section}) == {'stepper': stepper, **section}
+    scales = {
+        PowerCosine(3.0, 2.0): {'name': 'power_cosine', 'scale': 3.0, 'power': 2.0},
+        Interval(2.0, 0.2, 0.7): {'name': 'interval', 'scale': 2.0, 'low': 0.2, 'high': 0.7},
+    }
+    for scale, section in scales.items():
+        assert build.sampler({'name': 'ddim', 'steps': 7, 'guidance': section})['guidance'] == scale
+
+
 BUILDERS = {
     'tokenizer': lambda section: build.tokenizer(section, 'float32'),
     'denoiser': lambda section: build.denoiser(section, 'float32'),
     'schedule': build.schedule,
     'sampler': lambda section: build.sampler({'steps': 5, 'guidance': 1.0, **section}),
+    'guidance': lambda section: build.sampler({'name': 'ddim', 'steps': 5, 'guidance': section}),
     'optimizer': lambda section: build.optimizer(section, 5),
     'data': lambda section: build.source(section, 'train'),
 }
@@ -190,6 +210,7 @@ CHOICES = {
     'denoiser': 'walt',
     'schedule': 'discrete_linear',
     'sampler': 'ddim',
+    'guidance': 'power_cosine',
     'optimizer': 'adamw',
     'data': 'moving_digits',
 }

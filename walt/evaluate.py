@@ -123,7 +123,7 @@ def evaluate(workdir: str) -> dict[str, Any]:
             'judge': f'SVM on centred frames of {len(real)} real training clips; clip = majority of frames',
             'samples_of_each_class': SAMPLES.value,
             'seed': SEED.value,
-            'sampler': config['sampler'] | sampling,
+            'sampler': build.other_sampler(config['sampler'], sampling),
         },
     }
 

@@ -72,7 +72,10 @@ def test_the_same_seed_gives_the_same_clips_and_another_seed_others(stage, batch
     assert (other != again).mean() > 0.1
 
 
-@pytest.mark.parametrize('change', [{'guidance': 1.0}, {'self_conditioning': False}, {'stepper': Ddim(0.0)}], ids=str)
+CHANGES = [{'guidance': 1.0}, {'rescale': 1.0}, {'self_conditioning': False}, {'stepper': Ddim(0.0)}]
+
+
+@pytest.mark.parametrize('change', CHANGES, ids=str)
 def test_guidance_self_conditioning_and_sampler_all_matter(stage, batches, change):
     (other,) = clips(dataclasses.replace(stage, **change), LABELS[:2])
     assert (other != batches[0]).mean() > 0.01
