@@ -7,6 +7,7 @@
     low    latents at low resolution, else made of video    low      (R, t, h / u, w / u, C)
     images        uint8 (B, k, t, H, W, 3), or images_z     image    (R,), which rows are stacks of t pictures
     images_label  (B, k, t), images_text, images_text_mask
+    images_low    as low, else made of images
 
 R = B, or B (1 + k) in joint training, where each clip comes with k stacks of pictures (W.A.L.T, section 4.1). What a
 denoiser has no use for is passed over; what it needs and the batch does not have is an error.
@@ -35,46 +36,52 @@ def latent_rows(frozen: FrozenTokenizer, batch, denoiser: Walt) -> Rows:
     Raises:
         ValueError: if the batch lacks something that the denoiser is built for.
     """
-    wanted = [name for name in _ROW_WISE if name in denoiser.conditions]
-    rows = {'z': batch['z'] if 'z' in batch else frozen.encode(batch['video'])}
+    row_wise = [name for name in _ROW_WISE if name in denoiser.conditions]
+    _check(batch, row_wise, denoiser)
+    rows = {name: batch[name] for name in row_wise}
+    rows['z'] = batch['z'] if 'z' in batch else frozen.encode(batch['video'])
     if denoiser.upsample > 1:
         rows['low'] = batch['low'] if 'low' in batch else frozen.encode(shrink(batch['video'], denoiser.upsample))
-    missing = [name for name in wanted if name not in batch]
-    if denoiser.images and not {'images', 'images_z'} & set(batch):
-        missing.append('images')
-    if missing:
+    return _with_images(frozen, batch, rows, denoiser) if denoiser.images else rows
+
+
+def _check(batch, row_wise: list[str], denoiser: Walt) -> None:
+    needed = [('z', 'video'), *[(name,) for name in row_wise]]
+    needed += [('low', 'video')] * (denoiser.upsample > 1)
+    if denoiser.images:
+        needed += [('images_z', 'images'), *[(f'images_{name}',) for name in row_wise]]
+        needed += [('images_low', 'images')] * (denoiser.upsample > 1)
+    if missing := [' or '.join(either) for either in needed if not set(either) & set(batch)]:
         raise ValueError(f'the denoiser needs {missing} of a batch, which has {sorted(batch)}')
-    rows |= {name: batch[name] for name in wanted}
-    return _with_images(frozen, batch, rows) if denoiser.images else rows
 
 
-def _with_images(frozen: FrozenTokenizer, batch, rows: Rows) -> Rows:
+def _with_images(frozen: FrozenTokenizer, batch, rows: Rows, denoiser: Walt) -> Rows:
     """Stacks of pictures as further rows; clips repeat label and text for each of their latent frames."""
     frames = rows['z'].shape[1]
-    if 'images_z' in batch:
-        z_BKTHWC = batch['images_z']
-    else:
-        pictures = batch['images']
-        alone = pictures.reshape(-1, 1, *pictures.shape[3:])
-        z_BKTHWC = frozen.encode(alone).reshape(*pictures.shape[:3], *rows['z'].shape[2:])
-    if z_BKTHWC.shape[2] != frames:
-        raise ValueError(f'stacks of {z_BKTHWC.shape[2]} pictures beside clips of {frames} latent frames')
+    stacks = {name: batch[f'images_{name}'] for name in rows if f'images_{name}' in batch}
+    if 'z' not in stacks:
+        stacks['z'] = _encode_each(frozen, batch['images'])
+    if 'low' in rows and 'low' not in stacks:
+        stacks['low'] = _encode_each(frozen, shrink(batch['images'], denoiser.upsample))
+    if stacks['z'].shape[2] != frames:
+        raise ValueError(f'stacks of {stacks["z"].shape[2]} pictures beside clips of {frames} latent frames')
 
-    def joined(of_clips, of_stacks):
-        return jnp.concatenate([of_clips, of_stacks.reshape(-1, *of_stacks.shape[2:])])
-
-    image_R = jnp.arange(len(rows['z']) * (1 + z_BKTHWC.shape[1])) >= len(rows['z'])
-    merged = {'z': joined(rows.pop('z'), z_BKTHWC), 'image': image_R}
-    for name, of_clips in rows.items():
-        merged[name] = joined(jnp.repeat(of_clips[:, None], frames, axis=1), batch[f'images_{name}'])
-    return merged
+    clips = {name: jnp.repeat(row[:, None], frames, axis=1) if name in _ROW_WISE else row for name, row in rows.items()}
+    joined = {name: jnp.concatenate([clips[name], stacks[name].reshape(-1, *stacks[name].shape[2:])]) for name in clips}
+    return joined | {'image': jnp.arange(len(joined['z'])) >= len(clips['z'])}
 
 
-def shrink(video_BTHWC, factor: int):
-    """uint8 clips at 1 / `factor` of their height and width, each pixel the mean of those it covers."""
-    batch, frames, height, width, channels = video_BTHWC.shape
-    cells = from_uint8(video_BTHWC).reshape(batch, frames, height // factor, factor, width // factor, factor, channels)
-    return to_uint8(cells.mean((3, 5)))
+def _encode_each(frozen: FrozenTokenizer, pictures_BKTHWC):
+    """Latents (B, k, T, h, w, C) of pictures, each by itself."""
+    z_N1HWC = frozen.encode(pictures_BKTHWC.reshape(-1, 1, *pictures_BKTHWC.shape[3:]))
+    return z_N1HWC.reshape(*pictures_BKTHWC.shape[:3], *z_N1HWC.shape[2:])
+
+
+def shrink(pixels, factor: int):
+    """uint8 (..., H, W, C) at 1 / `factor` of height and width, each pixel the mean of those it covers."""
+    *leading, height, width, channels = pixels.shape
+    cells = from_uint8(pixels).reshape(*leading, height // factor, factor, width // factor, factor, channels)
+    return to_uint8(cells.mean((-4, -2)))
 
 
 @dataclasses.dataclass(frozen=True)
