@@ -30,9 +30,7 @@ def greys(frames_THWC) -> list[int]:
         (3, 3, 1, [0, 1, 2]),
     ],
 )
-def test_the_last_frames_of_a_video_are_1_and_whole_strides_as_many_as_it_has(
-    length, most, stride, expected, tmp_path
-):
+def test_the_last_frames_of_a_video_are_1_and_whole_strides_as_many_as_it_has(length, most, stride, expected, tmp_path):
     write_mp4(tmp_path / 'a.mp4', ramp(length))
     found, told = last_frames(tmp_path / 'a.mp4', most, stride, (16, 16))
     assert greys(found) == expected and found.dtype == np.uint8
@@ -82,7 +80,7 @@ def test_what_is_neither_image_nor_video_is_refused_and_what_is_not_there_is_nam
     (tmp_path / 'a.txt').write_text('a street')
     with pytest.raises(ValueError, match=r'a\.txt is neither an image nor a video: '):
         last_frames(tmp_path / 'a.txt', 5, 4, (16, 16))
-    with pytest.raises(FileNotFoundError, match='no file .*nowhere'):
+    with pytest.raises(FileNotFoundError, match=r'no file .*nowhere'):
         last_frames(tmp_path / 'nowhere', 5, 4, (16, 16))
     Image.new('RGB', (64, 64)).save(tmp_path / 'a.png')
     (tmp_path / 'cut.png').write_bytes((tmp_path / 'a.png').read_bytes()[:-30])
