@@ -86,3 +86,27 @@ def denoiser_config() -> dict:
     }
     config['sampler'] |= {'steps': 3}
     return config
+
+
+TEXT = {'name': 'letters', 'length': 3, 'width': 4}
+
+
+def conditioned_config() -> dict:
+    """Clips beside pictures, with captions, some with their first frame given."""
+    config = denoiser_config()
+    pictures = DATA | {'frames': 1, 'seed': 1}
+    config |= {'cache_latents': False, 'text': TEXT}
+    config['data'] = {'name': 'joint', 'clips': DATA, 'pictures': pictures, 'frames': 2, 'stacks': 1}
+    config['denoiser'] |= {'classes': 0, 'text_shape': (3, 4), 'pooled_text': True}
+    config['denoiser'] |= {'images': True, 'frame_prediction': True}
+    config['conditioning'] |= {'dropout': 0.5, 'given_frames': (1,), 'given_noise': 0.2}
+    config['optimizer'] |= {'warmup_steps': 0}
+    return config
+
+
+def finer_config() -> dict:
+    """Super-resolution of those clips, without pictures."""
+    config = conditioned_config()
+    config['data'] = DATA | {'size': 32, 'digit_size': 20}
+    config['denoiser'] |= {'latent_shape': (2, 8, 8, 3), 'upsample': 2, 'images': False}
+    return config

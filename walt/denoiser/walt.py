@@ -180,7 +180,7 @@ class Walt(nn.Module):
         if self.upsample > 1:
             up = (1, self.upsample, self.upsample)
             features = self.upsample**2 * self.latent_shape[-1]
-            conv = SameConv3d(features, (1, 3, 3), dtype=self.dtype, axes=('latent', 'latent'), name='low')
+            conv = SameConv3d(features, (1, 3, 3), dtype=self.dtype, axes=('latent', 'patch'), name='low')
             beside.append(depth_to_space(conv(cond['low']), up))
         return beside
 
