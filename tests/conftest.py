@@ -26,9 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from tiny import binary, denoiser_config, tokenizer_config
+from tiny import Letters, binary, conditioned_config, denoiser_config, finer_config, tokenizer_config
 from torch_files import view_fixture, write_torch_fixture  # noqa: F401 - pytest finds fixtures by import
 
+from walt import build
 from walt.denoiser.walt import Walt
 from walt.tokenizer.autoencoder import Tokenizer
 
@@ -137,3 +138,24 @@ def trained(tmp_path_factory):
     state['denoiser'] = train['denoiser'](folder / 'denoiser', tokenizer_dir=str(borrowed))
     shutil.rmtree(borrowed)
     return SimpleNamespace(folder=folder, train=train, state=state, configs=configs)
+
+
+@pytest.fixture(scope='session')
+def conditioned(trained, tmp_path_factory):
+    """Denoisers of all conditions, trained for four steps: `base`, and `finer` above it, with texts of `Letters`.
+
+    `folder` holds the workdirs, `state[name]` is what training returned, `configs[name]` what it was told.
+    """
+    folder = tmp_path_factory.mktemp('conditioned')
+    program, configs = binary('train_denoiser'), {'base': conditioned_config(), 'finer': finer_config()}
+    tokenizer = {'tokenizer_dir': str(trained.folder / 'tokenizer')}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(build.TEXT_ENCODERS, 'letters', Letters)
+        state = {name: program.train(config | tokenizer, str(folder / name)) for name, config in configs.items()}
+    return SimpleNamespace(folder=folder, state=state, configs=configs)
+
+
+@pytest.fixture
+def letters(monkeypatch):
+    """The text encoder of `conditioned`."""
+    monkeypatch.setitem(build.TEXT_ENCODERS, 'letters', Letters)

@@ -15,6 +15,7 @@ gives the same clips, whatever the batch size. With `--pictures` a model of clip
 """
 
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -57,7 +58,7 @@ SCALE = flags.DEFINE_integer('scale', 4, 'Enlarges the pixels of mp4 and GIF by 
 
 def read_prompts(prompts: str) -> list[str]:
     """A text, or those in a file. Raises `ValueError` if the file holds none."""
-    if not Path(prompts).is_file():
+    if not os.path.isfile(prompts):  # pathlib raises on a text that is too long for a name
         return [prompts]
     lines = [line.strip() for line in Path(prompts).read_text().splitlines()]
     if not any(lines):
@@ -94,6 +95,8 @@ def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     if bool(WORKDIR.value) == bool(CASCADE.value):
         raise app.UsageError('give either --workdir or --cascade')
+    if CASCADE.value and (STEP.value is not None or WEAK_WORKDIR.value):
+        raise app.UsageError('--step and --weak_workdir are of --workdir; the stages of a cascade are at their newest')
     if bool(WEAK_WORKDIR.value) != (WEAK_GUIDANCE.value is not None):
         raise app.UsageError('--weak_workdir and --weak_guidance go together')
     asked = {

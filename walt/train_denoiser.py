@@ -51,6 +51,20 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
     source, held_out = (build.source(config['data'], split) for split in ('train', 'validation'))
     frozen, copy = find_tokenizer(config['tokenizer_dir'], workdir, mesh)
     check_shapes(denoiser, frozen, source, text_encoder)
+    check_given(denoiser, conditioning)
+    if config['cache_latents']:
+        check_cached(denoiser)
+    key = jax.random.key(config['seed'])
+    state, layout = create(
+        build.init_denoiser(denoiser),
+        optimizer,
+        mesh,
+        stream(key, 'init'),
+        null_text_of(text_encoder),
+        ema_decay=config['ema_decay'],
+    )
+    if latest_step(workdir) is None:
+        state = state.starting_from(build.starting_denoiser(config['start'], denoiser, state.params, mesh))
     claim_workdir(workdir, config)
     copy()
 
@@ -66,17 +80,6 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
     def put(batch):
         return put_batch(mesh, with_texts(batch))
 
-    key = jax.random.key(config['seed'])
-    state, layout = create(
-        build.init_denoiser(denoiser),
-        optimizer,
-        mesh,
-        stream(key, 'init'),
-        null_text_of(text_encoder),
-        ema_decay=config['ema_decay'],
-    )
-    if config['start']['denoiser_dir'] and latest_step(workdir) is None:
-        state = state.starting_from(build.starting_denoiser(config['start'], denoiser, state.params, mesh))
     whole, by_rows = replicated(mesh), batch_sharding(mesh)
     step = jax.jit(
         step,
@@ -137,7 +140,8 @@ def batch_keys(denoiser, source) -> list[str]:
 
 def check_shapes(denoiser, frozen: FrozenTokenizer, source, text_encoder) -> None:
     """Raises `ValueError` if data, tokenizer, text encoder and denoiser do not fit each other."""
-    video_shape = source[0]['video'].shape
+    element = source[0]
+    video_shape = element['video'].shape
     latent_shape = frozen.module.latent_shape(*video_shape[:3])
     if latent_shape != tuple(denoiser.latent_shape):
         raise ValueError(
@@ -148,6 +152,31 @@ def check_shapes(denoiser, frozen: FrozenTokenizer, source, text_encoder) -> Non
     text_shape = (text_encoder.length, text_encoder.width) if text_encoder else ()
     if text_shape != tuple(denoiser.text_shape):
         raise ValueError(f'texts are embedded as {text_shape}, denoiser.text_shape is {tuple(denoiser.text_shape)}')
+    uses = {'label': denoiser.classes, 'caption': denoiser.text_shape}
+    needed = [name for name, used in uses.items() if used]
+    needed += ['images', *(f'images_{name}' for name in needed)] if denoiser.images else []
+    missing = [name for name in needed if name not in element]
+    if missing:
+        raise ValueError(f'the denoiser needs {missing} of the data, whose elements have {sorted(element)}')
+    if denoiser.images and element['images'].shape[1] != latent_shape[0]:
+        raise ValueError(
+            f'stacks of {element["images"].shape[1]} pictures beside clips of {latent_shape[0]} latent frames'
+        )
+
+
+def check_given(denoiser, conditioning) -> None:
+    """Raises `ValueError` if all frames of a clip may be given, which leaves nothing to predict."""
+    most, frames = max(conditioning.given_frames), denoiser.latent_shape[0]
+    if denoiser.frame_prediction and most >= frames:
+        raise ValueError(f'conditioning.given_frames go up to {most}, and a clip has {frames} latent frames')
+
+
+def check_cached(denoiser) -> None:
+    """Raises `ValueError` if the denoiser needs more of the data than `cache_latents` keeps."""
+    uses = {'texts': denoiser.text_shape, 'pictures': denoiser.images, 'low-resolution clips': denoiser.upsample > 1}
+    needed = [name for name, used in uses.items() if used]
+    if needed:
+        raise ValueError(f'cache_latents keeps latents and labels, but the denoiser needs {needed} as well')
 
 
 def main(_) -> None:

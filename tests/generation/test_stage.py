@@ -2,26 +2,29 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
+from walt.denoiser.conditions import NullText, abstract
 from walt.diffusion.schedules import DiscreteLinear
 from walt.diffusion.steppers import Ddim
 from walt.generation.cascade import Cascade
 from walt.generation.request import Request
 from walt.generation.stage import Stage
 from walt.parallel.mesh import AXES, make_mesh
-from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
+from walt.randomness import stream
 
 
 @pytest.fixture(scope='module')
-def stage(small_denoiser, small_tokenizer):
+def stage(small_denoiser, frozen):
     """Guided, self-conditioned, with a sampler that draws noise in every step."""
     return Stage(
         denoiser=small_denoiser.module,
         params=small_denoiser.params,
-        frozen=FrozenTokenizer(small_tokenizer.module, small_tokenizer.params, LatentNorm.identity(3)),
+        frozen=frozen,
         schedule=DiscreteLinear(),
         parametrisation='v',
         self_conditioning=True,
@@ -92,3 +95,89 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(stage):
     many = dataclasses.replace(stage, mesh=AbstractMesh((4, 1, 1), AXES))
     with pytest.raises(ValueError, match=r'batch_size 6 .* 4 devices'):
         clips(many, [0], batch_size=6)
+
+
+def test_a_cascade_of_one_stage_is_the_stage(stage, batches):
+    key_B = stream(jax.random.key(0), 'clip', jnp.arange(2))
+    z = stage.latents(stage.conditions(Request(LABELS[:2])), key_B)
+    np.testing.assert_array_equal(stage.decode(z), batches[0])
+
+
+@pytest.fixture(scope='module')
+def full(build_stage, random_parameters):
+    """Text, given frames, low resolution."""
+    stage = build_stage(text_shape=(3, 4), frame_prediction=True, upsample=2)
+    module = stage.denoiser
+    cond = {name: jnp.zeros(entry.shape, entry.dtype) for name, entry in abstract(module.conditions, 1).items()}
+    return dataclasses.replace(stage, params=random_parameters(module, cond['estimate'], jnp.zeros(1), cond))
+
+
+@pytest.fixture(scope='module')
+def rows(full):
+    """Of two clips with a prompt, a given frame and low-resolution latents each."""
+    rng = np.random.default_rng(7)
+    video = rng.integers(256, size=(2, 1, 16, 16, 3), dtype=np.uint8)
+    low = rng.normal(size=(2, 2, 2, 2, 3)).astype(np.float32)
+    return full.conditions(Request(prompts=['a dog', 'snow'], frames_NTHWC=video), low)
+
+
+def latents(stage, rows) -> np.ndarray:
+    return np.asarray(stage.latents(rows, stream(jax.random.key(0), 'clip', jnp.arange(2))))
+
+
+@pytest.fixture(scope='module')
+def sampled(full, rows):
+    return latents(full, rows)
+
+
+@pytest.mark.parametrize('noise', ['', 'frames_noise', 'low_noise'])
+def test_given_frames_are_kept_as_they_are_and_noise_on_conditions_changes_the_others(noise, full, rows, sampled):
+    """Also where the denoiser sees the given frames under noise."""
+    other = latents(dataclasses.replace(full, **{noise: 0.5}), rows) if noise else sampled
+    np.testing.assert_array_equal(other[:, 0], rows['frames'][:, 0])
+    assert np.abs(other[:, 1] - rows['frames'][:, 1]).max() > 0.1
+    if noise:
+        assert np.abs(other[:, 1] - sampled[:, 1]).max() > 1e-3
+
+
+def test_where_no_frame_is_given_all_are_sampled(full, rows, sampled):
+    none = latents(full, rows | {'given_BT': np.zeros((2, 2), bool)})
+    assert np.abs(none[:, 0] - rows['frames'][:, 0]).max() > 0.1
+    assert np.abs(none[:, 1] - sampled[:, 1]).max() > 1e-3
+
+
+@pytest.mark.parametrize('name', ['text', 'text_mask', 'frames', 'low'])
+def test_every_condition_changes_its_own_clip_and_no_other(name, full, rows, sampled):
+    value = rows[name].copy()
+    value[1] = ~value[1] if name == 'text_mask' else value[1] + 1
+    other = latents(full, rows | {name: value})
+    np.testing.assert_array_equal(other[0], sampled[0])
+    assert np.abs(other[1, 1] - sampled[1, 1]).max() > 1e-3
+
+
+def test_guidance_is_away_from_the_null_text(full, rows, sampled):
+    """With the null text for a prompt there is nothing to guide towards."""
+    null = full.null_text
+    told_nothing = rows | {
+        'text': np.broadcast_to(null.text_SE, rows['text'].shape),
+        'text_mask': np.broadcast_to(null.mask_S, rows['text_mask'].shape),
+    }
+    unguided = dataclasses.replace(full, guidance=1.0)
+    np.testing.assert_allclose(latents(full, told_nothing), latents(unguided, told_nothing), atol=1e-4)
+    assert np.abs(latents(unguided, rows) - sampled).max() > 1e-3
+    elsewhere = dataclasses.replace(full, null_text=NullText(null.text_SE + 1, null.mask_S))
+    assert np.abs(latents(elsewhere, rows) - sampled).max() > 1e-3
+
+
+def test_pictures_of_a_stack_are_decoded_and_encoded_one_by_one(stage, rng):
+    z = rng.normal(size=(2, 2, 4, 4, 3)).astype(np.float32)
+    stacks, clips = stage.decode(z, pictures=True), stage.decode(z)
+    assert stacks.shape == (2, 2, 16, 16, 3) and clips.shape == (2, 5, 16, 16, 3)
+    z_again = stage.encode(stacks, pictures=True)
+    assert z_again.shape == z.shape
+    for frame in range(2):
+        alone = stage.decode(z[:, frame : frame + 1])
+        np.testing.assert_allclose(stacks[:, frame].astype(int), alone[:, 0].astype(int), atol=1)
+        np.testing.assert_allclose(
+            z_again[:, frame], stage.encode(stacks[:, frame : frame + 1])[:, 0], rtol=1e-4, atol=1e-4
+        )

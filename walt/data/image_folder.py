@@ -135,11 +135,7 @@ class ImageFolder:
         number = index % len(self.files)
         path = os.path.join(self.root, self.files[number])
         draw = element_draws(self.seed, self.split, index)
-        try:
-            with Image.open(path) as file:
-                image = _upright(_rgb(file), file.getexif().get(ExifTags.Base.Orientation))
-        except _DAMAGED as error:
-            raise ValueError(f'{path} cannot be read: {error}') from error
+        image = read_image(path)
         height, width = height_width(self.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC, self._box(image.height, image.width, draw))
         if self.flip and self.split == 'train' and draw(2):
@@ -166,6 +162,15 @@ class ImageFolder:
         tall, wide = min(image_height, scale * height), min(image_width, scale * width)
         left, top = across * (image_width - wide), down * (image_height - tall)
         return left, top, min(image_width, left + wide), min(image_height, top + tall)
+
+
+def read_image(path: str | os.PathLike) -> Image.Image:
+    """Any image as RGB, upright. Raises ValueError, with its path, where it cannot be read."""
+    try:
+        with Image.open(path) as file:
+            return _upright(_rgb(file), file.getexif().get(ExifTags.Base.Orientation))
+    except _DAMAGED as error:
+        raise ValueError(f'{path} cannot be read: {error}') from error
 
 
 def _upright(image: Image.Image, orientation: int | None) -> Image.Image:

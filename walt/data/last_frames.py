@@ -6,6 +6,7 @@ import av
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from walt.data.image_folder import read_image
 from walt.data.video_file import VideoFile
 
 
@@ -45,9 +46,9 @@ def _image(path) -> np.ndarray | None:
     try:
         with Image.open(path) as image:
             still = getattr(image, 'n_frames', 1) == 1
-            return np.asarray(image.convert('RGB'))[None] if still else None
     except UnidentifiedImageError:
         return None
+    return np.asarray(read_image(path))[None] if still else None
 
 
 def _video(path, most: int) -> np.ndarray:
@@ -58,6 +59,8 @@ def _video(path, most: int) -> np.ndarray:
 def _cover(frame_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     (tall, wide), (height, width) = frame_HWC.shape[:2], size
     scale = max(height / tall, width / wide)
-    half_h, half_w = height / scale / 2, width / scale / 2
-    box = (wide / 2 - half_w, tall / 2 - half_h, wide / 2 + half_w, tall / 2 + half_h)
+    # One of the two is the whole side, of which division may make a little more.
+    shown_h, shown_w = min(tall, height / scale), min(wide, width / scale)
+    top, left = (tall - shown_h) / 2, (wide - shown_w) / 2
+    box = (left, top, min(wide, left + shown_w), min(tall, top + shown_h))
     return np.asarray(Image.fromarray(frame_HWC).resize((width, height), Image.Resampling.BICUBIC, box=box))

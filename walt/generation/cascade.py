@@ -26,14 +26,18 @@ from walt.generation.request import Request
 from walt.generation.stage import Stage
 from walt.parallel.mesh import check_batch
 from walt.randomness import stream
+from walt.tokenizer.frozen import FrozenTokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Cascade:
     """Stages in their order, the base first.
 
+    What is asked for is what the base was trained with; a later stage is told as much of it as it was.
+
     Raises:
-        ValueError: if there is none, or if the resolutions do not follow one another, naming both.
+        ValueError: if there is none; if the resolutions do not follow one another, or a later stage goes on from fewer
+            frames than the base, naming both.
     """
 
     stages: tuple[Stage, ...]
@@ -44,11 +48,17 @@ class Cascade:
         needed = self.stages[0].denoiser.conditions.get('low')
         if needed:
             raise ValueError(f'the first stage of a cascade is no base: it takes low-resolution latents of {needed}')
-        for number, (before, stage) in enumerate(zip(self.stages, self.stages[1:]), start=2):
-            needed, made = stage.denoiser.conditions.get('low'), tuple(before.denoiser.latent_shape)
+        for number, (before, stage) in enumerate(itertools.pairwise(self.stages), start=2):
+            needed = stage.denoiser.conditions.get('low')
+            made = stage.frozen.module.latent_shape(*before.clip_shape[:3])
             if needed != made:
                 raise ValueError(
                     f'stage {number} takes low-resolution latents of {needed}, stage {number - 1} makes {made}'
+                )
+            most = self.stages[0].most_given
+            if stage.denoiser.frame_prediction and stage.most_given < most:
+                raise ValueError(
+                    f'stage {number} goes on from {stage.most_given} latent frames at the most, the base from {most}'
                 )
 
     @property
@@ -60,13 +70,18 @@ class Cascade:
         """How many chunks make a clip of `frames` frames; None is one chunk.
 
         Raises:
-            ValueError: if more than a chunk is asked for and the base predicts no frames.
+            ValueError: if more than a chunk is asked for and the base predicts no frames, or if all frames of a chunk
+                are given; if `frames` is less than 1.
         """
         length, given = self.last.clip_shape[0], self.given
+        if frames is not None and frames < 1:
+            raise ValueError(f'a clip has 1 frame or more, not {frames}')
         if frames is None or frames <= length:
             return 1
         if not self.stages[0].denoiser.frame_prediction:
             raise ValueError(f'{frames} frames are asked for, a chunk has {length}, and the base predicts no frames')
+        if given >= length:
+            raise ValueError(f'a chunk has {length} frames and goes on from {given}: none is new')
         return 1 + -(-(frames - length) // (length - given))
 
     @property
@@ -91,10 +106,11 @@ class Cascade:
             progress: called after every chunk of every stage.
 
         Raises:
-            ValueError: as `Stage.conditions` and `chunks`; on a batch that the devices do not divide.
+            ValueError: as `Stage.conditions` and `chunks`; on given frames of another size than the clips, naming both;
+                if pictures are to have a number of frames; on a batch that the devices do not divide.
         """
+        self._check(request, frames)
         check_batch(self.last.mesh, batch_size)
-        self.stages[0].check(request)
         count = self.chunks(frames)
         for start in range(0, len(request), batch_size):
             some = request[start : start + batch_size]
@@ -103,14 +119,32 @@ class Cascade:
             made = self._chunks(some.filled(batch_size), key_B, count, progress)
             yield np.concatenate(list(made), axis=1)[: len(some), :frames]
 
+    def _check(self, request: Request, frames: int | None) -> None:
+        self.stages[0].check(request)
+        for stage in self.stages[1:]:
+            stage.check(self._asked(request, stage, None))
+        if request.pictures and frames is not None:
+            raise ValueError(f'pictures have no length, and {frames} frames are asked for')
+        if request.frames_NTHWC is not None:
+            size, (_, *expected, _) = list(request.frames_NTHWC.shape[2:4]), self.last.clip_shape
+            if size != expected:
+                raise ValueError(f'given frames are {size[0]}x{size[1]}, the clips {expected[0]}x{expected[1]}')
+
+    @staticmethod
+    def _asked(request: Request, stage: Stage, frames_NTHWC: np.ndarray | None) -> Request:
+        """What of a request a stage was trained with, and the frames that it goes on from."""
+        labels = (request.labels if stage.denoiser.classes else None) or [-1] * len(request)
+        prompts = request.prompts if stage.denoiser.text_shape else None
+        return Request(labels, prompts, frames_NTHWC, request.pictures)
+
     def _chunks(self, request: Request, key_B, count: int, progress) -> Iterator[np.ndarray]:
         """The new frames of every chunk."""
         given = [self._resized(request.frames_NTHWC, stage) for stage in self.stages]
         for chunk in range(count):
             z = None
             for number, stage in enumerate(self.stages):
-                asked = dataclasses.replace(request, frames_NTHWC=given[number])
-                low = self._handed_on(z, number) if number else None
+                asked = self._asked(request, stage, given[number])
+                low = self._handed_on(z, number, request.pictures) if number else None
                 z = stage.latents(stage.conditions(asked, low), _key(key_B, number, chunk))
                 # Frames are decoded where someone looks at them: a user, or the next chunk.
                 if stage is self.last or (chunk + 1 < count and stage.denoiser.frame_prediction):
@@ -122,18 +156,14 @@ class Cascade:
     @functools.cached_property
     def _one_tokenizer(self) -> tuple[bool, ...]:
         """Which stages have the tokenizer of the stage before, the same number for number."""
-        leaves = [jax.tree.leaves((stage.frozen.params, stage.frozen.norm)) for stage in self.stages]
-        same = [
-            len(a) == len(b) and all(x.shape == y.shape and bool((x == y).all()) for x, y in zip(a, b))
-            for a, b in itertools.pairwise(leaves)
-        ]
-        return (False, *same)
+        frozen = [stage.frozen for stage in self.stages]
+        return (False, *(_same(before, after) for before, after in itertools.pairwise(frozen)))
 
-    def _handed_on(self, z, number: int):
+    def _handed_on(self, z, number: int, pictures: bool):
         """Latents of stage `number` - 1 as the next one's tokenizer encodes them, by way of pixels if it is another."""
         if self._one_tokenizer[number]:
             return z
-        return self.stages[number].encode(self.stages[number - 1].decode(z))
+        return self.stages[number].encode(self.stages[number - 1].decode(z, pictures), pictures)
 
     def _resized(self, frames_NTHWC: np.ndarray | None, stage: Stage) -> np.ndarray | None:
         """Frames at the last resolution -> those of a stage, each pixel the mean of those it covers; None where the
@@ -144,6 +174,14 @@ class Cascade:
         clips, frames, height, width, channels = frames_NTHWC.shape
         cells = frames_NTHWC.reshape(clips, frames, height // factor, factor, width // factor, factor, channels)
         return np.round(cells.mean((3, 5))).astype(np.uint8)
+
+
+def _same(before: FrozenTokenizer, after: FrozenTokenizer) -> bool:
+    """Equal networks have trees of equal shapes."""
+    if before.module != after.module:
+        return False
+    pairs = zip(*(jax.tree.leaves((frozen.params, frozen.norm)) for frozen in (before, after)), strict=True)
+    return all(bool((x == y).all()) for x, y in pairs)
 
 
 def _key(key_B, stage: int, chunk: int):

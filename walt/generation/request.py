@@ -17,7 +17,7 @@ class Request:
         pictures: stacks of independent pictures are asked for in place of clips, all with the clip's label or prompt.
 
     Raises:
-        ValueError: if fields differ in length, or there is none.
+        ValueError: if fields differ in length, or there is none; if pictures are to go on from frames.
     """
 
     labels: Sequence[int] | None = None
@@ -29,6 +29,8 @@ class Request:
         lengths = {name: len(value) for name, value in self._lists().items()}
         if len(set(lengths.values())) != 1 or not len(self):
             raise ValueError(f'a request has one element for every clip in each of its fields, not {lengths}')
+        if self.pictures and self.frames_NTHWC is not None:
+            raise ValueError(f'pictures go on from nothing, and {self.frames_NTHWC.shape[1]} frames are given')
 
     def _lists(self):
         fields = {'labels': self.labels, 'prompts': self.prompts, 'frames': self.frames_NTHWC}

@@ -88,17 +88,17 @@ class Stage:
             ValueError: on labels, prompts, frames or pictures that the denoiser was not trained with; on a label that
                 is no class, naming the range.
         """
-        trained_with = {
-            'labels': self.denoiser.classes,
-            'prompts': self.denoiser.text_shape,
-            'frames_NTHWC': self.denoiser.frame_prediction,
-            'pictures': self.denoiser.images,
+        denoiser, labels = self.denoiser, set(request.labels or ())
+        asked_and_trained = {
+            'labels': (labels - {-1}, denoiser.classes),
+            'prompts': (any(request.prompts or ()), denoiser.text_shape),
+            'frames': (request.frames_NTHWC is not None, denoiser.frame_prediction),
+            'pictures': (request.pictures, denoiser.images),
         }
-        for name, trained in trained_with.items():
-            asked = getattr(request, name)
-            if asked is not None and asked is not False and not trained:
-                raise ValueError(f'{name.split("_")[0]} are asked for, but the denoiser was trained without')
-        wrong = sorted({label for label in request.labels or [] if not -1 <= label < self.denoiser.classes})
+        for name, (asked, trained) in asked_and_trained.items():
+            if asked and not trained:
+                raise ValueError(f'{name} are asked for, but the denoiser was trained without')
+        wrong = sorted(label for label in labels if not -1 <= label < denoiser.classes)
         if wrong:
             raise ValueError(f'labels {wrong} are not in 0 .. {self.denoiser.classes - 1}')
 
@@ -145,9 +145,9 @@ class Stage:
         if request.frames_NTHWC is not None:
             _, height, width, _ = self.clip_shape
             count, *size = request.frames_NTHWC.shape[1:4]
-            latents, *_ = self.frozen.module.latent_shape(count, *size)
             if size != [height, width]:
                 raise ValueError(f'given frames are {size[0]}x{size[1]}, the clips {height}x{width}')
+            latents, *_ = self.frozen.module.latent_shape(count, *size)
             if latents > self.most_given:
                 most, *_ = self.frozen.module.clip_shape(self.most_given, 1, 1)
                 raise ValueError(f'{count} frames are given, the denoiser was trained with {most} at the most')
@@ -157,15 +157,15 @@ class Stage:
 
     @functools.cached_property
     def _encode(self):
-        return jax.jit(lambda frozen, video: frozen.encode(video))
+        def encode(frozen: FrozenTokenizer, video_BTHWC, pictures: bool):
+            return _one_by_one(frozen.encode, video_BTHWC) if pictures else frozen.encode(video_BTHWC)
+
+        return jax.jit(encode, static_argnums=2)
 
     @functools.cached_property
     def _decode(self):
         def decode(frozen: FrozenTokenizer, z_BTHWC, pictures: bool):
-            if not pictures:
-                return frozen.decode(z_BTHWC)
-            alone = frozen.decode(z_BTHWC.reshape(-1, 1, *z_BTHWC.shape[2:]))
-            return alone.reshape(*z_BTHWC.shape[:2], *alone.shape[2:])
+            return _one_by_one(frozen.decode, z_BTHWC) if pictures else frozen.decode(z_BTHWC)
 
         return jax.jit(decode, static_argnums=2)
 
@@ -243,12 +243,18 @@ class Stage:
             rows = put_batch(self.mesh, rows) | {'key': key_B}
             return self._sample(self.params, self.null_text, rows, self.weak and self.weak.params)
 
-    def encode(self, video_BTHWC: np.ndarray) -> np.ndarray:
-        """uint8 clips -> normalised latents."""
+    def encode(self, video_BTHWC: np.ndarray, pictures: bool = False) -> np.ndarray:
+        """uint8 clips -> normalised latents; `pictures`: every frame is one by itself."""
         with activate(self.mesh):
-            return np.asarray(self._encode(self.frozen, video_BTHWC))
+            return np.asarray(self._encode(self.frozen, video_BTHWC, pictures))
 
     def decode(self, z_BTHWC, pictures: bool = False) -> np.ndarray:
         """Normalised latents -> uint8 clips (B, T, H, W, 3); `pictures`: every latent frame is one by itself."""
         with activate(self.mesh):
             return np.asarray(self._decode(self.frozen, z_BTHWC, pictures))
+
+
+def _one_by_one(coder: Callable[[jax.Array], jax.Array], x_BTHWC) -> jax.Array:
+    """Every frame as a clip of its own."""
+    alone = coder(x_BTHWC.reshape(-1, 1, *x_BTHWC.shape[2:]))
+    return alone.reshape(*x_BTHWC.shape[:2], *alone.shape[2:])
