@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
+from walt.data.encoded import Encoded
 from walt.data.image_folder import ImageFolder
 from walt.data.moving_digits import MovingDigits
 from walt.data.video_folder import VideoFolder
@@ -38,7 +39,12 @@ from walt.training.checkpoints import restore_ema, saved_config
 from walt.training.optimizer import adafactor, adamw, muon
 from walt.training.state import abstract_params, ema_decays
 
-SOURCES = {'moving_digits': MovingDigits, 'video_folder': VideoFolder, 'image_folder': ImageFolder}
+SOURCES = {
+    'moving_digits': MovingDigits,
+    'video_folder': VideoFolder,
+    'image_folder': ImageFolder,
+    'encoded': Encoded,
+}
 TOKENIZERS = {'causal_cnn': Tokenizer}
 BOTTLENECKS = {'none': Continuous, 'kl': Kl, 'vq': Vq, 'lfq': Lfq, 'fsq': Fsq}
 DISCRIMINATORS = {'none': lambda dtype: None, 'residual_3d': Discriminator}

@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 
 from walt import build
+from walt.data.encoded import Encoded
 from walt.parallel.mesh import check_batch, make_mesh
 from walt.parallel.rules import activate, batch_sharding, replicated
 from walt.parallel.shard import put_batch
@@ -26,7 +27,7 @@ from walt.tokenizer.frozen import FrozenTokenizer
 from walt.training.checkpoints import claim_workdir, latest_step, save_ema
 from walt.training.denoiser_step import make_denoiser_step, make_validation_loss
 from walt.training.feed import process_batches
-from walt.training.latents import encoded
+from walt.training.latents import encoded, latent_shape
 from walt.training.loop import fit
 from walt.training.state import State, create
 
@@ -50,12 +51,14 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
     claim_workdir(workdir, config)
     copy()
 
-    keys = ('video', 'label')
-    if config['cache_latents']:
-        source = encoded(frozen, source, config['batch_size'], f'{workdir}/latents/train')
-        needed = config['batch_size'] * config['validation_batches']
-        held_out = encoded(frozen, held_out, config['batch_size'], f'{workdir}/latents/validation', needed)
-        keys = ('z', 'label')
+    if config['cache_latents'] and not isinstance(source, Encoded):
+        origin = {'data': config['data'], 'tokenizer': {'checkpoint': build.own_tokenizer(workdir)}}
+        once = functools.partial(
+            encoded, f'{workdir}/latents', frozen=frozen, origin=origin, mesh=mesh, batch_size=config['batch_size']
+        )
+        source = once('train', source=source)
+        held_out = once('validation', source=held_out, clips=config['batch_size'] * config['validation_batches'])
+    keys = ('z' if isinstance(source, Encoded) else 'video', 'label')
     rows = functools.partial(process_batches, batch_size=config['batch_size'], keys=keys, seed=config['seed'])
 
     key = jax.random.key(config['seed'])
@@ -105,12 +108,9 @@ def find_tokenizer(tokenizer_dir: str, workdir: str, mesh: Mesh) -> tuple[Frozen
 
 def check_shapes(denoiser, frozen: FrozenTokenizer, source) -> None:
     """Raises `ValueError` if data, tokenizer and denoiser do not fit each other."""
-    video_shape = source[0]['video'].shape
-    latent_shape = frozen.module.latent_shape(*video_shape[:3])
-    if latent_shape != tuple(denoiser.latent_shape):
-        raise ValueError(
-            f'clips of {video_shape} have latents of {latent_shape}, denoiser.latent_shape is {denoiser.latent_shape}'
-        )
+    shape = latent_shape(frozen, source)
+    if shape != tuple(denoiser.latent_shape):
+        raise ValueError(f'the data have latents of {shape}, denoiser.latent_shape is {denoiser.latent_shape}')
     if source.num_classes != denoiser.classes:
         raise ValueError(f'the data has {source.num_classes} classes, but denoiser.classes is {denoiser.classes}')
 
