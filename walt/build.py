@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
+from walt.data.encoded import Encoded
 from walt.data.image_folder import ImageFolder
 from walt.data.joint import Joint
 from walt.data.moving_digits import MovingDigits
@@ -47,7 +48,12 @@ from walt.training.conditions import Conditioning
 from walt.training.optimizer import adafactor, adamw, muon
 from walt.training.state import abstract_params, ema_decays
 
-SOURCES = {'moving_digits': MovingDigits, 'video_folder': VideoFolder, 'image_folder': ImageFolder}
+SOURCES = {
+    'moving_digits': MovingDigits,
+    'video_folder': VideoFolder,
+    'image_folder': ImageFolder,
+    'encoded': Encoded,
+}
 TOKENIZERS = {'causal_cnn': Tokenizer}
 BOTTLENECKS = {'none': Continuous, 'kl': Kl, 'vq': Vq, 'lfq': Lfq, 'fsq': Fsq}
 DISCRIMINATORS = {'none': lambda dtype: None, 'residual_3d': Discriminator}

@@ -133,19 +133,23 @@ def test_muons_momentum_is_laid_out_as_the_matrices_and_adams_as_the_rest():
     assert boxed_names(opt_state) == [('layers', 'embed', 'mlp')] + [('layers', 'mlp')] * 2
 
 
-@pytest.mark.parametrize('parameter_scale', [False, True])
-def test_adafactor_is_that_of_optax_on_plain_matrices(parameter_scale, rng):
-    """Two steps, one of them clipped by its RMS, with weight decay and parameters of which one is zero."""
+@pytest.mark.parametrize(('parameter_scale', 'threshold'), [(False, 0.9), (True, 0.9), (False, 100.0)])
+def test_adafactor_is_that_of_optax_on_plain_matrices(parameter_scale, threshold, rng):
+    """Two steps, clipped by their RMS or not, of parameters of which one is zero."""
     params = {'kernel': rng.normal(size=(6, 5)), 'zero': np.zeros((4, 4)), 'bias': rng.normal(size=5)}
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-    options = {'clipping_threshold': 0.9, 'multiply_by_parameter_scale': parameter_scale, 'min_dim_size_to_factor': 5}
+    options = {
+        'clipping_threshold': threshold,
+        'multiply_by_parameter_scale': parameter_scale,
+        'min_dim_size_to_factor': 5,
+    }
     theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.adafactor(0.1, **options))
     ours = adafactor(
         steps=9,
         learning_rate=0.1,
         warmup_steps=0,
         final_fraction=1.0,
-        clip_threshold=0.9,
+        clip_threshold=threshold,
         parameter_scale=parameter_scale,
         min_side=5,
     )

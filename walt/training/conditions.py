@@ -30,42 +30,42 @@ Rows = dict[str, jax.Array]
 _ROW_WISE = ('label', 'text', 'text_mask')
 
 
+def to_latents(frozen: FrozenTokenizer, batch, denoiser: Walt) -> Rows:
+    """Latents of what a batch has as pixels, under the names that they have in a batch: `z` of `video`, `images_z` of
+    `images`, and `low`, `images_low` of both for a denoiser of super-resolution."""
+    latents = {}
+    if 'video' in batch:
+        latents['z'] = frozen.encode(batch['video'])
+        if denoiser.upsample > 1:
+            latents['low'] = frozen.encode(shrink(batch['video'], denoiser.upsample))
+    if 'images' in batch and denoiser.images:
+        latents['images_z'] = _encode_each(frozen, batch['images'])
+        if denoiser.upsample > 1:
+            latents['images_low'] = _encode_each(frozen, shrink(batch['images'], denoiser.upsample))
+    return latents
+
+
 def latent_rows(frozen: FrozenTokenizer, batch, denoiser: Walt) -> Rows:
     """The rows of a batch; the tokenizer is asked for what is not latents yet.
 
     Raises:
         ValueError: if the batch lacks something that the denoiser is built for.
     """
-    row_wise = [name for name in _ROW_WISE if name in denoiser.conditions]
-    _check(batch, row_wise, denoiser)
-    rows = {name: batch[name] for name in row_wise}
-    rows['z'] = batch['z'] if 'z' in batch else frozen.encode(batch['video'])
-    if denoiser.upsample > 1:
-        rows['low'] = batch['low'] if 'low' in batch else frozen.encode(shrink(batch['video'], denoiser.upsample))
-    return _with_images(frozen, batch, rows, denoiser) if denoiser.images else rows
+    names = ['z', *(name for name in _ROW_WISE if name in denoiser.conditions)]
+    names += ['low'] if denoiser.upsample > 1 else []
+    batch = dict(batch) | to_latents(frozen, batch, denoiser)
+    needed = names + [f'images_{name}' for name in names] * denoiser.images
+    if missing := [name for name in needed if name not in batch]:
+        raise ValueError(f'the denoiser needs {missing} of a batch, or pixels for them; it has {sorted(batch)}')
+    rows = {name: batch[name] for name in names}
+    return _with_images(rows, {name: batch[f'images_{name}'] for name in names}) if denoiser.images else rows
 
 
-def _check(batch, row_wise: list[str], denoiser: Walt) -> None:
-    needed = [('z', 'video'), *[(name,) for name in row_wise]]
-    needed += [('low', 'video')] * (denoiser.upsample > 1)
-    if denoiser.images:
-        needed += [('images_z', 'images'), *[(f'images_{name}',) for name in row_wise]]
-        needed += [('images_low', 'images')] * (denoiser.upsample > 1)
-    if missing := [' or '.join(either) for either in needed if not set(either) & set(batch)]:
-        raise ValueError(f'the denoiser needs {missing} of a batch, which has {sorted(batch)}')
-
-
-def _with_images(frozen: FrozenTokenizer, batch, rows: Rows, denoiser: Walt) -> Rows:
+def _with_images(rows: Rows, stacks: Rows) -> Rows:
     """Stacks of pictures as further rows; clips repeat label and text for each of their latent frames."""
     frames = rows['z'].shape[1]
-    stacks = {name: batch[f'images_{name}'] for name in rows if f'images_{name}' in batch}
-    if 'z' not in stacks:
-        stacks['z'] = _encode_each(frozen, batch['images'])
-    if 'low' in rows and 'low' not in stacks:
-        stacks['low'] = _encode_each(frozen, shrink(batch['images'], denoiser.upsample))
     if stacks['z'].shape[2] != frames:
         raise ValueError(f'stacks of {stacks["z"].shape[2]} pictures beside clips of {frames} latent frames')
-
     clips = {name: jnp.repeat(row[:, None], frames, axis=1) if name in _ROW_WISE else row for name, row in rows.items()}
     joined = {name: jnp.concatenate([clips[name], stacks[name].reshape(-1, *stacks[name].shape[2:])]) for name in clips}
     return joined | {'image': jnp.arange(len(joined['z'])) >= len(clips['z'])}
