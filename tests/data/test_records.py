@@ -10,6 +10,7 @@ ELEMENT = {
     'half': np.array([1.5, -2.0], 'bfloat16'),
     'label': np.int32(7),
     'caption': 'schräg nach oben',
+    'captions': np.array([['a', 'schräg'], ['', 'bc']]),
     'mask': np.array([True, False]),
 }
 
@@ -36,7 +37,7 @@ def test_a_record_of_another_length_is_refused_with_both():
 
 
 def test_python_objects_are_no_elements():
-    with pytest.raises(ValueError, match="'note' must be numbers or one text, not object"):
+    with pytest.raises(ValueError, match="'note' must be numbers or text, not object"):
         keys_of({'note': {'a': 1}})
 
 

@@ -15,6 +15,7 @@ from walt.diffusion.loss import DenoisingLoss
 from walt.diffusion.schedules import DiscreteLinear
 from walt.parallel.mesh import make_mesh
 from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
+from walt.training.conditions import Conditioning
 from walt.training.denoiser_step import make_denoiser_step
 from walt.training.feed import process_batches
 from walt.training.latents import Encoded, check_latents, describe, encoded, latent_shape, write_latents
@@ -64,7 +65,7 @@ def test_the_manifest_says_what_the_latents_are_of(write, frozen):
     assert manifest['tokenizer'] == ORIGIN['tokenizer'] | describe(frozen)
     assert manifest['tokenizer']['mean'] == [1, 2, 3] and manifest['tokenizer']['std'] == [0.5, 1, 2]
     assert manifest['keys']['z'] == {'dtype': 'float32', 'shape': [2, 4, 4, 3]}
-    assert manifest['keys'].items() >= {'label': {'dtype': 'int32', 'shape': []}, 'caption': {'dtype': 'str'}}.items()
+    assert manifest['keys'].items() >= {'label': {'dtype': 'int32', 'shape': []}, 'caption': {'dtype': 'str', 'shape': []}}.items()
     assert manifest['shards'] == [{'file': name, 'clips': clips} for name, clips in zip(SHARDS, (3, 3, 1))]
     assert (manifest['clips'], manifest['fps'], manifest['num_classes']) == (7, None, 10)
     assert manifest['data'] == ORIGIN['data'] and manifest['walt']
@@ -200,15 +201,13 @@ def test_the_checksum_sees_the_norm_and_where_each_number_is(frozen):
     assert len({describe(one)['checksum'] for one in (frozen, shifted, turned)}) == 3
 
 
-class Letters:
+def letters(texts):
     """A text encoder: token s of a text is its letter's number, all over the width; four tokens at the most."""
-
-    def __call__(self, texts):
-        codes_BS = np.array([[ord(letter) for letter in text[:4].ljust(4, '\0')] for text in texts])
-        return np.repeat(codes_BS[..., None], 5, axis=-1).astype(np.float32), codes_BS > 0
+    codes_BS = np.array([[ord(letter) for letter in text[:4].ljust(4, '\0')] for text in texts])
+    return np.repeat(codes_BS[..., None], 5, axis=-1).astype(np.float32), codes_BS > 0
 
 
-TEXT = {'text': Letters(), 'origin': ORIGIN | {'text': {'name': 'letters'}}}
+TEXT = {'text': letters, 'origin': ORIGIN | {'text': {'name': 'letters'}}}
 
 
 def test_texts_are_encoded_beside_the_latents_and_the_null_text_once(write):
@@ -230,7 +229,7 @@ def test_texts_need_captions_and_a_name_of_their_encoder(write):
     with pytest.raises(ValueError, match=r"from 'caption', but elements of the data have \['label', 'video'\]"):
         write(source=Silent(), **TEXT)
     with pytest.raises(ValueError, match=r"origin\['text'\], come together; origin has \['data', 'tokenizer'\]"):
-        write(text=Letters())
+        write(text=letters)
     with pytest.raises(ValueError, match='come together'):
         write(origin=TEXT['origin'])
 
@@ -238,15 +237,15 @@ def test_texts_need_captions_and_a_name_of_their_encoder(write):
 def test_further_arrays_of_a_batch_are_kept_row_by_row(write):
     """Also of the last batch, which is filled up."""
 
-    def low(batch):
-        assert len(batch['video']) == 2
-        return {'low': batch['video'].mean((2, 3, 4)).astype(np.float32)}
+    def encode(frozen, pixels):
+        assert pixels['video'].shape[0] == 2 and set(pixels) == {'video'}
+        return {'z': frozen.encode(pixels['video']), 'low': pixels['video'].mean((2, 3, 4))}
 
-    rows = Encoded(write(extra=low), 'train')
+    rows = Encoded(write(encode=encode), 'train')
     for i in (0, 3, 6):
         np.testing.assert_allclose(rows[i]['low'], SOURCE[i]['video'].mean((1, 2, 3)), rtol=1e-5)
     with pytest.raises(ValueError, match=r"keys \['label'\] are given twice"):
-        write('b', extra=lambda batch: {'label': batch['label']})
+        write('b', encode=lambda frozen, pixels: {'label': pixels['video'].mean((1, 2, 3, 4))})
 
 
 def test_an_unknown_precision_is_refused_with_the_choices(write):
@@ -258,7 +257,7 @@ def test_training_from_latents_has_the_losses_of_training_from_pixels(write, fro
     """The same clips in the same batches; three steps, so that gradients are compared too."""
     optimizer = optax.sgd(0.1)
     params, loss = small_denoiser.params, DenoisingLoss(DiscreteLinear(), self_conditioning=0.0)
-    step = jax.jit(make_denoiser_step(small_denoiser.module, loss, optimizer, 0.9, label_dropout=0.1))
+    step = jax.jit(make_denoiser_step(small_denoiser.module, loss, optimizer, 0.9, Conditioning(DiscreteLinear())))
 
     def losses(source, key):
         state = State(jnp.zeros((), jnp.int32), params, optimizer.init(params), params)

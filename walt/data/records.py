@@ -8,12 +8,13 @@ A folder holds
 
 All elements of a data set have the same keys with the same dtypes and shapes, which the manifest therefore says once,
 
-    "keys": {"z": {"dtype": "float32", "shape": [5, 16, 16, 8]}, "label": {...}, "caption": {"dtype": "str"}}
+    "keys": {"z": {"dtype": "float32", "shape": [5, 16, 16, 8]}, "caption": {"dtype": "str", "shape": []}, ...}
 
-and a record is nothing but their bytes in this order: arrays row by row in little endian, a text as its length in bytes
-(uint32) and UTF-8. Latents look like noise, so nothing is compressed. The same elements make the same bytes.
+and a record is nothing but their bytes in this order: arrays row by row in little endian, each text as its length in
+bytes (uint32) and UTF-8. Latents look like noise, so nothing is compressed. The same elements make the same bytes.
 """
 
+import math
 import os
 import struct
 from collections.abc import Iterable, Mapping
@@ -27,7 +28,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 MANIFEST = 'manifest.json'
 
 Keys = Mapping[str, Mapping[str, Any]]
-"""Key of an element -> its `dtype` by name, 'str' for a text, and for an array its `shape`."""
+"""Key of an element -> its `dtype` by name, 'str' for texts, and its `shape`."""
 
 _LENGTH = struct.Struct('<I')
 
@@ -45,8 +46,9 @@ def pack(element: Mapping[str, Any], keys: Keys) -> bytes:
     parts = []
     for key in keys:
         if keys[key]['dtype'] == 'str':
-            text = str(element[key]).encode()
-            parts += [_LENGTH.pack(len(text)), text]
+            for text in np.asarray(element[key]).ravel():
+                utf8 = str(text).encode()
+                parts += [_LENGTH.pack(len(utf8)), utf8]
         else:
             parts.append(np.asarray(element[key]).tobytes())
     return b''.join(parts)
@@ -56,13 +58,17 @@ def unpack(record: bytes, keys: Keys) -> dict[str, Any]:
     """The element of a record, arrays read-only. Raises ValueError where the record has another length."""
     element, place = {}, 0
     for key, kind in keys.items():
+        shape = tuple(kind['shape'])
+        count = math.prod(shape)
         if kind['dtype'] == 'str':
-            start = place + _LENGTH.size
-            place = start + _LENGTH.unpack_from(record, place)[0]
-            element[key] = record[start:place].decode()
+            texts = []
+            for _ in range(count):
+                start = place + _LENGTH.size
+                place = start + _LENGTH.unpack_from(record, place)[0]
+                texts.append(record[start:place].decode())
+            element[key] = np.array(texts).reshape(shape) if shape else texts[0]
         else:
-            dtype, shape = np.dtype(kind['dtype']), tuple(kind['shape'])
-            count = int(np.prod(shape))
+            dtype = np.dtype(kind['dtype'])
             element[key] = np.frombuffer(record, dtype, count, place).reshape(shape)
             place += count * dtype.itemsize
     if place != len(record):
@@ -91,8 +97,6 @@ def write_shard(path: Path, records: Iterable[bytes]) -> None:
 
 def _kind(key: str, value: Any) -> dict[str, Any]:
     array = np.asarray(value)
-    if array.dtype.kind == 'U' and not array.ndim:
-        return {'dtype': 'str'}
-    if array.dtype.kind in 'OUS':
-        raise ValueError(f'{key!r} must be numbers or one text, not {array.dtype} {array.shape}')
-    return {'dtype': array.dtype.name, 'shape': list(array.shape)}
+    if array.dtype.kind in 'OS':
+        raise ValueError(f'{key!r} must be numbers or text, not {array.dtype} {array.shape}')
+    return {'dtype': 'str' if array.dtype.kind == 'U' else array.dtype.name, 'shape': list(array.shape)}
