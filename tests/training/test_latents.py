@@ -65,7 +65,8 @@ def test_the_manifest_says_what_the_latents_are_of(write, frozen):
     assert manifest['tokenizer'] == ORIGIN['tokenizer'] | describe(frozen)
     assert manifest['tokenizer']['mean'] == [1, 2, 3] and manifest['tokenizer']['std'] == [0.5, 1, 2]
     assert manifest['keys']['z'] == {'dtype': 'float32', 'shape': [2, 4, 4, 3]}
-    assert manifest['keys'].items() >= {'label': {'dtype': 'int32', 'shape': []}, 'caption': {'dtype': 'str', 'shape': []}}.items()
+    others = {'label': {'dtype': 'int32', 'shape': []}, 'caption': {'dtype': 'str', 'shape': []}}
+    assert manifest['keys'].items() >= others.items()
     assert manifest['shards'] == [{'file': name, 'clips': clips} for name, clips in zip(SHARDS, (3, 3, 1))]
     assert (manifest['clips'], manifest['fps'], manifest['num_classes']) == (7, None, 10)
     assert manifest['data'] == ORIGIN['data'] and manifest['walt']

@@ -28,21 +28,30 @@ from walt.tokenizer.pixels import from_uint8, to_uint8
 Rows = dict[str, jax.Array]
 
 _ROW_WISE = ('label', 'text', 'text_mask')
+_OR_PIXELS = {
+    'z': 'z or video',
+    'low': 'low or video',
+    'images_z': 'images_z or images',
+    'images_low': 'images_low or images',
+}
 
 
 def to_latents(frozen: FrozenTokenizer, batch, denoiser: Walt) -> Rows:
-    """Latents of what a batch has as pixels, under the names that they have in a batch: `z` of `video`, `images_z` of
-    `images`, and `low`, `images_low` of both for a denoiser of super-resolution."""
-    latents = {}
-    if 'video' in batch:
-        latents['z'] = frozen.encode(batch['video'])
-        if denoiser.upsample > 1:
-            latents['low'] = frozen.encode(shrink(batch['video'], denoiser.upsample))
-    if 'images' in batch and denoiser.images:
-        latents['images_z'] = _encode_each(frozen, batch['images'])
-        if denoiser.upsample > 1:
-            latents['images_low'] = _encode_each(frozen, shrink(batch['images'], denoiser.upsample))
-    return latents
+    """The latents that a denoiser needs and a batch has as pixels only, under the names that they have in a batch: `z`
+    of `video`, `images_z` of `images`, and for super-resolution `low`, `images_low` of both."""
+    sources = {'z': ('video', lambda video: frozen.encode(video))}
+    if denoiser.images:
+        sources['images_z'] = 'images', lambda pictures: _encode_each(frozen, pictures)
+    if denoiser.upsample > 1:
+        sources |= {
+            name.replace('z', 'low'): (pixels, lambda x, encode=encode: encode(shrink(x, denoiser.upsample)))
+            for name, (pixels, encode) in sources.items()
+        }
+    return {
+        name: encode(batch[pixels])
+        for name, (pixels, encode) in sources.items()
+        if name not in batch and pixels in batch
+    }
 
 
 def latent_rows(frozen: FrozenTokenizer, batch, denoiser: Walt) -> Rows:
@@ -53,12 +62,12 @@ def latent_rows(frozen: FrozenTokenizer, batch, denoiser: Walt) -> Rows:
     """
     names = ['z', *(name for name in _ROW_WISE if name in denoiser.conditions)]
     names += ['low'] if denoiser.upsample > 1 else []
-    batch = dict(batch) | to_latents(frozen, batch, denoiser)
     needed = names + [f'images_{name}' for name in names] * denoiser.images
-    if missing := [name for name in needed if name not in batch]:
-        raise ValueError(f'the denoiser needs {missing} of a batch, or pixels for them; it has {sorted(batch)}')
-    rows = {name: batch[name] for name in names}
-    return _with_images(rows, {name: batch[f'images_{name}'] for name in names}) if denoiser.images else rows
+    there = dict(batch) | to_latents(frozen, batch, denoiser)
+    if missing := [_OR_PIXELS.get(name, name) for name in needed if name not in there]:
+        raise ValueError(f'the denoiser needs {missing} of a batch, which has {sorted(batch)}')
+    rows = {name: there[name] for name in names}
+    return _with_images(rows, {name: there[f'images_{name}'] for name in names}) if denoiser.images else rows
 
 
 def _with_images(rows: Rows, stacks: Rows) -> Rows:

@@ -120,7 +120,7 @@ def write_latents(
         pixels = {key: rows for key, rows in batch.items() if key in _PIXELS}
         given = {key: rows for key, rows in batch.items() if key not in _PIXELS}
         parts = [given, to_disk(frozen, put_batch(mesh, pixels))]
-        parts += [text_arrays(texts, given)] if texts else []
+        parts += [text_arrays(texts, batch)] if texts else []
         doubled = sorted(key for one, other in itertools.combinations(parts, 2) for key in set(one) & set(other))
         if doubled:
             raise ValueError(f'keys {doubled} are given twice, by two of {[sorted(part) for part in parts]}')
