@@ -28,29 +28,22 @@ from walt.tokenizer.pixels import from_uint8, to_uint8
 Rows = dict[str, jax.Array]
 
 _ROW_WISE = ('label', 'text', 'text_mask')
-_OR_PIXELS = {
-    'z': 'z or video',
-    'low': 'low or video',
-    'images_z': 'images_z or images',
-    'images_low': 'images_low or images',
-}
+# The pixels that latents can be made of.
+_PIXELS = {'z': 'video', 'low': 'video', 'images_z': 'images', 'images_low': 'images'}
 
 
 def to_latents(frozen: FrozenTokenizer, batch, denoiser: Walt) -> Rows:
-    """The latents that a denoiser needs and a batch has as pixels only, under the names that they have in a batch: `z`
-    of `video`, `images_z` of `images`, and for super-resolution `low`, `images_low` of both."""
-    sources = {'z': ('video', lambda video: frozen.encode(video))}
-    if denoiser.images:
-        sources['images_z'] = 'images', lambda pictures: _encode_each(frozen, pictures)
-    if denoiser.upsample > 1:
-        sources |= {
-            name.replace('z', 'low'): (pixels, lambda x, encode=encode: encode(shrink(x, denoiser.upsample)))
-            for name, (pixels, encode) in sources.items()
-        }
+    """The latents that a denoiser needs and a batch has as pixels only, under the names that they have in a batch."""
+
+    def make(name: str):
+        pixels = batch[_PIXELS[name]]
+        pixels = shrink(pixels, denoiser.upsample) if name.endswith('low') else pixels
+        return _encode_each(frozen, pixels) if name.startswith('images') else frozen.encode(pixels)
+
     return {
-        name: encode(batch[pixels])
-        for name, (pixels, encode) in sources.items()
-        if name not in batch and pixels in batch
+        name: make(name)
+        for name in _needed(denoiser)
+        if name in _PIXELS and name not in batch and _PIXELS[name] in batch
     }
 
 
@@ -60,14 +53,24 @@ def latent_rows(frozen: FrozenTokenizer, batch, denoiser: Walt) -> Rows:
     Raises:
         ValueError: if the batch lacks something that the denoiser is built for.
     """
-    names = ['z', *(name for name in _ROW_WISE if name in denoiser.conditions)]
-    names += ['low'] if denoiser.upsample > 1 else []
-    needed = names + [f'images_{name}' for name in names] * denoiser.images
-    there = dict(batch) | to_latents(frozen, batch, denoiser)
-    if missing := [_OR_PIXELS.get(name, name) for name in needed if name not in there]:
+    either = [(name, *([_PIXELS[name]] if name in _PIXELS else [])) for name in _needed(denoiser)]
+    if missing := [' or '.join(names) for names in either if not set(names) & set(batch)]:
         raise ValueError(f'the denoiser needs {missing} of a batch, which has {sorted(batch)}')
-    rows = {name: there[name] for name in names}
-    return _with_images(rows, {name: there[f'images_{name}'] for name in names}) if denoiser.images else rows
+    there = dict(batch) | to_latents(frozen, batch, denoiser)
+    rows = {name: there[name] for name in _of_clips(denoiser)}
+    return _with_images(rows, {name: there[f'images_{name}'] for name in rows}) if denoiser.images else rows
+
+
+def _of_clips(denoiser: Walt) -> list[str]:
+    """What a row is made of."""
+    rest = [name for name in _ROW_WISE if name in denoiser.conditions]
+    return ['z', *rest, *(['low'] if denoiser.upsample > 1 else [])]
+
+
+def _needed(denoiser: Walt) -> list[str]:
+    """What a batch has of clips, and of stacks of pictures."""
+    names = _of_clips(denoiser)
+    return names + [f'images_{name}' for name in names] * denoiser.images
 
 
 def _with_images(rows: Rows, stacks: Rows) -> Rows:
