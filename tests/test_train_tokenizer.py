@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -45,11 +46,11 @@ def full(train, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def images(train, tmp_path_factory):
-    """(workdir, last state) of an image tokenizer as wide as `tokenizer_config`, whose average has no memory."""
+    """`workdir`, `state`, `config` of an image tokenizer as wide as `tokenizer_config`; its average has no memory."""
     workdir, config = tmp_path_factory.mktemp('images'), tokenizer_config() | {'ema_decay': 0.0}
     config['data'] = DATA | {'frames': 1}
     config['tokenizer'] |= {'kernel_t': 1, 'temporal_strides': (1, 1)}
-    return workdir, train(config, workdir)
+    return SimpleNamespace(workdir=workdir, state=train(config, workdir), config=config)
 
 
 def assert_same(tree, other):
@@ -104,7 +105,7 @@ def test_the_averaged_parameters_are_what_is_validated_and_whose_latents_are_mea
 
 
 def test_the_decay_of_the_average_is_the_configurations(images, full):
-    (_, state), (_, slow, _) = images, full
+    state, slow = images.state, full[1]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.ema, state.params)
     kernels = [tree['encoder']['stem']['kernel'] for tree in (slow.ema, slow.params)]
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-4
@@ -170,18 +171,18 @@ def test_a_video_tokenizer_starts_from_one_of_images(images, train, tmp_path):
     config = tokenizer_config()
     objective = program.build.tokenizer_objective(config)
     mesh = program.make_mesh()
-    frozen, _, _ = program.build.restore_tokenizer(str(images[0]), mesh)
+    frozen, _, _ = program.build.restore_tokenizer(str(images.workdir), mesh)
     state, _ = program.create_tokenizer_state(
         objective, program.build.optimizer(config['optimizer'], 4), mesh, jax.random.key(0), (5, 16, 16, 3)
     )
-    params = program.build.starting_params(str(images[0]), objective.tokenizer, state.params, mesh)
+    params = program.build.starting_params(str(images.workdir), objective.tokenizer, state.params, mesh)
     frame = np.random.default_rng(0).uniform(size=(1, 1, 16, 16, 3)).astype(np.float32)
     before, now = (
         jax.jit(lambda params, module=module: module.apply({'params': params}, frame)[0])(params)
         for module, params in ((frozen.module, frozen.params), (objective.tokenizer, params))
     )
     np.testing.assert_allclose(now, before, atol=1e-5)
-    config['start'] = dict(tokenizer_dir=str(images[0]), freeze_encoder=False)
+    config['start'] = dict(tokenizer_dir=str(images.workdir), freeze_encoder=False)
     assert train(config, tmp_path).step == 4
 
 
@@ -209,11 +210,11 @@ def test_another_bottleneck_or_discriminator_on_resume_is_refused_with_both(full
         train(config, full[0])
 
 
-def test_a_checkpoint_without_a_discriminator_is_refused_with_both(trained, train, tmp_path):
+def test_a_checkpoint_without_a_discriminator_is_refused_with_both(images, train, tmp_path):
     """Also if nothing tells which configuration wrote it."""
-    workdir = shutil.copytree(trained.folder / 'tokenizer', tmp_path / 'copy')
+    workdir = shutil.copytree(images.workdir, tmp_path / 'copy')
     (workdir / 'config.json').unlink()
-    config = tokenizer_config() | {'discriminator': dict(name='residual_3d', channels=4, multipliers=(1,))}
+    config = images.config | {'discriminator': dict(name='residual_3d', channels=4, multipliers=(1,))}
     config['losses'] = dict(reconstruction=5.0, adversarial=0.1, r1=1.0, lecam=0.01)
     with pytest.raises(ValueError, match=r'4 in .* has no discriminator, the configuration has a discriminator'):
         train(config, workdir)
