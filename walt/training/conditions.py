@@ -6,7 +6,7 @@
     text   (B, S, E), text_mask (B, S)                      text     (R, S, E), or (R, t, S, E); text_mask
     low    latents at low resolution, else made of video    low      (R, t, h / u, w / u, C)
     images        uint8 (B, k, t, H, W, 3), or images_z     image    (R,), which rows are stacks of t pictures
-    images_label  (B, k, t), images_text, images_text_mask
+    images_label  (B, k, t), images_text, images_text_mask, images_low
 
 R = B, or B (1 + k) in joint training, where each clip comes with k stacks of pictures (W.A.L.T, section 4.1). What a
 denoiser has no use for is passed over; what it needs and the batch does not have is an error.
@@ -45,18 +45,20 @@ def latent_rows(frozen: FrozenTokenizer, batch, denoiser: Walt) -> Rows:
     if missing:
         raise ValueError(f'the denoiser needs {missing} of a batch, which has {sorted(batch)}')
     rows |= {name: batch[name] for name in wanted}
-    return _with_images(frozen, batch, rows) if denoiser.images else rows
+    return _with_images(frozen, batch, rows, denoiser.upsample) if denoiser.images else rows
 
 
-def _with_images(frozen: FrozenTokenizer, batch, rows: Rows) -> Rows:
+def _with_images(frozen: FrozenTokenizer, batch, rows: Rows, upsample: int) -> Rows:
     """Stacks of pictures as further rows; clips repeat label and text for each of their latent frames."""
-    frames = rows['z'].shape[1]
-    if 'images_z' in batch:
-        z_BKTHWC = batch['images_z']
-    else:
-        pictures = batch['images']
-        alone = pictures.reshape(-1, 1, *pictures.shape[3:])
-        z_BKTHWC = frozen.encode(alone).reshape(*pictures.shape[:3], *rows['z'].shape[2:])
+
+    def stacks(name: str, factor: int):
+        if name in batch:
+            return batch[name]
+        alone = batch['images'].reshape(-1, 1, *batch['images'].shape[3:])
+        z = frozen.encode(shrink(alone, factor) if factor > 1 else alone)
+        return z.reshape(*batch['images'].shape[:3], *z.shape[2:])
+
+    frames, z_BKTHWC = rows['z'].shape[1], stacks('images_z', 1)
     if z_BKTHWC.shape[2] != frames:
         raise ValueError(f'stacks of {z_BKTHWC.shape[2]} pictures beside clips of {frames} latent frames')
 
@@ -65,6 +67,8 @@ def _with_images(frozen: FrozenTokenizer, batch, rows: Rows) -> Rows:
 
     image_R = jnp.arange(len(rows['z']) * (1 + z_BKTHWC.shape[1])) >= len(rows['z'])
     merged = {'z': joined(rows.pop('z'), z_BKTHWC), 'image': image_R}
+    if 'low' in rows:
+        merged['low'] = joined(rows.pop('low'), stacks('images_low', upsample))
     for name, of_clips in rows.items():
         merged[name] = joined(jnp.repeat(of_clips[:, None], frames, axis=1), batch[f'images_{name}'])
     return merged
