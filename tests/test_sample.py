@@ -100,7 +100,7 @@ def test_labels_and_prompts_of_different_numbers_are_refused_with_both(asked):
 def street(tmp_path_factory):
     """A video of 40x48 pixels, larger than the clips, and its last frame as an image."""
     folder = tmp_path_factory.mktemp('street')
-    video = np.random.default_rng(0).integers(256, size=(6, 5, 6, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    video = np.random.default_rng(0).integers(256, size=(12, 5, 6, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
     write_mp4(folder / 'street.mp4', video)
     Image.fromarray(video[-1]).save(folder / 'street.png')
     return folder
