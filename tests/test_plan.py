@@ -9,11 +9,17 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
-from tiny import binary, denoiser_config, tokenizer_config
+from tiny import binary, conditioned_config, denoiser_config, finer_config, tokenizer_config
 
 from walt import build
+from walt.denoiser.conditions import abstract
+from walt.denoiser.walt import Walt
+from walt.diffusion.schedules import DiscreteLinear
 from walt.parallel.mesh import make_mesh
+from walt.planning.memory import tree_bytes
+from walt.training.conditions import Conditioning, latent_rows
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in ROOT.glob('configs/*.py') if path.stem not in ('__init__', 'common'))
@@ -144,6 +150,74 @@ def test_tokens_are_those_of_the_denoiser(plan):
     assert plan(tokenizer_config())['tokens'] == 2 * 4 * 4
     result = plan(with_(denoiser_config(), **UNGUIDED))
     assert result['tokens'] == 2 * 2 * 2 and result['windows'] == {'spatial': 4, 'spatiotemporal': 4}
+
+
+TEXT, IMAGES, FRAMES = {'text_shape': (3, 4)}, {'images': True}, {'frame_prediction': True}
+KINDS = {
+    'labels': {'classes': 10},
+    'text': TEXT | {'pooled_text': True},
+    'frames': FRAMES,
+    'low': {'upsample': 2},
+    'pictures': IMAGES | {'classes': 10},
+    'pictures with text': IMAGES | TEXT | FRAMES,
+    'all': IMAGES | TEXT | FRAMES | {'classes': 10, 'upsample': 2},
+}
+
+
+@pytest.mark.parametrize('config', [conditioned_config(), finer_config()], ids=['base', 'finer'])
+def test_a_denoiser_of_every_condition_has_a_plan_of_its_own_parameters(config, plan):
+    config = with_(config, loss={'self_conditioning': 0.0}, text={'name': 'none'})
+    denoiser, result = build.denoiser(config['denoiser'], 'float32'), plan(config)
+    params = jax.eval_shape(build.init_denoiser(denoiser), jax.random.key(0))['params']
+    assert result['parameters']['total'] == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert {'text', 'pooled_text'} <= set(result['parameters'])
+    steps, flops = config['sampler']['steps'], result['flops']
+    assert flops['sample'] == 2 * steps * flops['forward']
+    # A clip's share of a step: three passes of the clip, and of the stack of pictures beside it.
+    passes = 3 * (2 if denoiser.images else 1)
+    assert flops['training'] == pytest.approx(passes * flops['forward'], rel=0.1)
+    null_text = 4 * 3 * 4 + 3  # three tokens of four numbers, and their mask
+    assert result['memory']['training']['measured'] == null_text
+
+
+@pytest.mark.parametrize('fields', KINDS.values(), ids=KINDS)
+def test_the_planned_batch_is_what_training_takes_and_no_more(fields, program):
+    """Every entry of it is used, and with it the denoiser has all its conditions."""
+    size = dict(latent_shape=(2, 4, 4, 3), width=8, depth=2, heads=2, spatiotemporal_window=(2, 2))
+    denoiser = Walt(**size | fields)
+    batch = program.latent_batch(denoiser, rows=4, stacks=3)
+    rows = jax.eval_shape(lambda batch: latent_rows(None, batch, denoiser), batch)
+    count = 4 * (1 + 3) if denoiser.images else 4
+    assert {len(leaf.shape) and leaf.shape[0] for leaf in rows.values()} == {count}
+    conditioning = Conditioning(DiscreteLinear(), dropout=0.0, given_frames=(1,))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    cond = jax.eval_shape(lambda rows, key: conditioning(denoiser, rows, None, key), rows, key)
+    expected = abstract(denoiser.conditions, count)
+    del expected['estimate']
+    assert {name: (leaf.shape, leaf.dtype) for name, leaf in cond.items()} == {
+        name: (leaf.shape, leaf.dtype) for name, leaf in expected.items()
+    }
+    for name in batch:
+        with pytest.raises((ValueError, KeyError, AttributeError)):
+            jax.eval_shape(
+                lambda batch: latent_rows(None, batch, denoiser), {key: batch[key] for key in batch if key != name}
+            )
+
+
+def test_texts_low_resolution_and_pictures_are_in_the_bytes_of_a_batch(program):
+    size = dict(latent_shape=(2, 4, 4, 3), width=8, depth=2, heads=2, spatiotemporal_window=(2, 2))
+
+    def of(**fields) -> int:
+        return tree_bytes(program.latent_batch(Walt(**size | fields), rows=5, stacks=2))
+
+    z, text = 4 * 2 * 4 * 4 * 3, 4 * 3 * 4 + 3
+    assert of() == of(**FRAMES) == 5 * z
+    assert of(classes=10) == 5 * (z + 4)
+    assert of(**TEXT) == 5 * (z + text)
+    assert of(upsample=2) == 5 * (z + z // 4)
+    # Two stacks of two pictures with a text each.
+    assert of(**IMAGES, **TEXT) == 5 * (z + text + 2 * (z + 2 * text))
+    assert program.latent_batch(Walt(**size | IMAGES | {'classes': 10}), 5, 2)['images_label'].dtype == jnp.int32
 
 
 def test_figures_of_a_clip_do_not_depend_on_the_batch_and_memory_grows_with_it(plan):

@@ -219,7 +219,8 @@ def latent_batch(denoiser: Walt, rows: int, stacks: int) -> dict[str, jax.ShapeD
         of_clip['low'] = denoiser.conditions['low']
     batch = abstract(of_clip, rows)
     if denoiser.images:
-        of_stack = {name: (stacks, *shape) for name, shape in (of_row | {'z': shape}).items()}
+        wide = {name: of_clip[name] for name in ('z', 'low') if name in of_clip}
+        of_stack = {name: (stacks, *shape) for name, shape in (of_row | wide).items()}
         batch |= {f'images_{name}': leaf for name, leaf in abstract(of_stack, rows).items()}
     return batch
 

@@ -69,9 +69,9 @@ def test_another_size_is_scaled_until_it_covers_cropped_around_the_middle_and_sa
 
 def test_any_size_can_be_cropped_to_any_other(tmp_path):
     """Where division rounds up, the crop would stick out by a part of a pixel, which Pillow refuses."""
-    for tall, wide in [(7, 31), (49, 10), (13, 13), (127, 90)]:
+    for tall, wide in [(31, 7), (7, 31), (49, 10), (13, 13)]:
         Image.new('RGB', (wide, tall), 'white').save(tmp_path / 'a.png')
-        for size in [(3, 9), (49, 3), (16, 16), (11, 29), (17, 93)]:
+        for size in [(9, 17), (17, 9), (49, 3), (16, 16), (11, 15)]:
             found, _ = last_frames(tmp_path / 'a.png', 1, 1, size)
             assert found.shape == (1, *size, 3) and (found == 255).all()
 

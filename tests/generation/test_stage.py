@@ -121,8 +121,8 @@ def rows(full):
     return full.conditions(Request(prompts=['a dog', 'snow'], frames_NTHWC=video), low)
 
 
-def latents(stage, rows) -> np.ndarray:
-    return np.asarray(stage.latents(rows, stream(jax.random.key(0), 'clip', jnp.arange(2))))
+def latents(stage, rows, clips=(0, 1)) -> np.ndarray:
+    return np.asarray(stage.latents(rows, stream(jax.random.key(0), 'clip', jnp.array(clips))))
 
 
 @pytest.fixture(scope='module')
@@ -133,11 +133,14 @@ def sampled(full, rows):
 @pytest.mark.parametrize('noise', ['', 'frames_noise', 'low_noise'])
 def test_given_frames_are_kept_as_they_are_and_noise_on_conditions_changes_the_others(noise, full, rows, sampled):
     """Also where the denoiser sees the given frames under noise."""
-    other = latents(dataclasses.replace(full, **{noise: 0.5}), rows) if noise else sampled
+    stage = dataclasses.replace(full, **{noise: 0.5}) if noise else full
+    other = latents(stage, rows) if noise else sampled
     np.testing.assert_array_equal(other[:, 0], rows['frames'][:, 0])
     assert np.abs(other[:, 1] - rows['frames'][:, 1]).max() > 0.1
     if noise:
         assert np.abs(other[:, 1] - sampled[:, 1]).max() > 1e-3
+        beside_another = latents(stage, rows, clips=(0, 7))
+        np.testing.assert_array_equal(beside_another[0], other[0])  # noise is a clip's own
 
 
 def test_where_no_frame_is_given_all_are_sampled(full, rows, sampled):
