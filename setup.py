@@ -19,6 +19,8 @@ setuptools.setup(
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',
         'grain>=0.2.18',
+        'array-record>=0.8',
+        'ml-dtypes>=0.5',
         'tensorflow-datasets>=4.9.10',
         'einops>=0.8.2',
         'ml-collections>=1.1.0',

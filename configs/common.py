@@ -1,5 +1,7 @@
 """What configurations share: the smoke modes."""
 
+import math
+
 import ml_collections
 
 
@@ -32,12 +34,12 @@ def smoke_denoiser(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     config.batch_size = 2
     config.dtype = 'float32'
     denoiser, (frames, height, width, channels) = config.denoiser, config.denoiser.latent_shape
-    shrink = max(1, min(height, width) // (4 * denoiser.patch))
+    windows = [name for name in ('spatial_window', 'spatiotemporal_window') if name in denoiser]
+    shrink = min(4, math.gcd(height, width, *(extent for name in windows for extent in denoiser[name])))
     denoiser.latent_shape = (frames, height // shrink, width // shrink, channels)
     denoiser.width, denoiser.depth, denoiser.heads = 32, 2, 2
-    for window in ('spatial_window', 'spatiotemporal_window'):
-        if window in denoiser:
-            denoiser[window] = tuple(extent // shrink for extent in denoiser[window])
+    for name in windows:
+        denoiser[name] = tuple(extent // shrink for extent in denoiser[name])
     if 'hidden' in denoiser:
         denoiser.hidden = 64
     if 'text_shape' in denoiser:
@@ -45,6 +47,6 @@ def smoke_denoiser(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
         denoiser.text_shape = (8, 256)
     for data in (config.data, *(config.data[part] for part in ('clips', 'pictures') if part in config.data)):
         if 'size' in data:
-            size = [data.size] * 2 if isinstance(data.size, int) else data.size
-            data.size = tuple(side // shrink for side in size)
+            square = isinstance(data.size, int)
+            data.size = data.size // shrink if square else tuple(side // shrink for side in data.size)
     return config

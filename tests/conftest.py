@@ -5,6 +5,7 @@ run to run, and parameters are drawn by NumPy rather than by an initialiser that
 """
 # ruff: noqa: E402 - JAX reads the environment when it is imported
 
+import functools
 import os
 import shutil
 import sys
@@ -73,14 +74,48 @@ def small_tokenizer():
     return SimpleNamespace(module=module, params=params, encode=encode, decode=decode)
 
 
+def random_inputs(module: Walt, rows: int = 2, seed: int = 3):
+    """z, t, cond of `rows` rows, random in every entry; no row is a stack of pictures."""
+    rng = np.random.default_rng(seed)
+
+    def normal(shape):
+        return jnp.asarray(rng.normal(size=(rows, *shape)), jnp.float32)
+
+    draw = {
+        'label': lambda shape: jnp.asarray(rng.integers(module.classes, size=(rows, *shape)), jnp.int32),
+        'text_mask': lambda shape: (jnp.arange(rows * np.prod(shape)) % 3 < 2).reshape(rows, *shape),
+        'frames_mask': lambda shape: jnp.broadcast_to(jnp.arange(shape[0]) == 0, (rows, *shape)).astype(jnp.float32),
+        'low_t': lambda shape: jnp.asarray(rng.uniform(size=rows), jnp.float32),
+        'image': lambda shape: jnp.zeros(rows, bool),
+    }
+    cond = {name: draw.get(name, normal)(shape) for name, shape in module.conditions.items()}
+    return normal(module.latent_shape), jnp.linspace(0.3, 0.9, rows), cond
+
+
+@functools.cache
+def tiny_denoiser(**fields):
+    """`module` with these fields, `params`, jitted `apply` (params, z, t, cond), and `inputs`: two rows."""
+    sizes = dict(latent_shape=(2, 4, 4, 3), width=8, depth=2, heads=2, spatiotemporal_window=(2, 2))
+    module = Walt(**sizes | fields)
+    inputs = random_inputs(module)
+    apply = jax.jit(lambda params, z, t_B, cond: module.apply({'params': params}, z, t_B, cond))
+    return SimpleNamespace(module=module, params=random_parameters(module, *inputs), apply=apply, inputs=inputs)
+
+
+@pytest.fixture(scope='session', name='tiny_denoiser')
+def tiny_denoiser_fixture():
+    return tiny_denoiser
+
+
+@pytest.fixture(scope='session', name='random_inputs')
+def random_inputs_fixture():
+    return random_inputs
+
+
 @pytest.fixture(scope='session')
 def small_denoiser():
-    """`module` for the latents that `small_tokenizer` makes of 5x16x16 clips, `params`, and jitted `apply`."""
-    module = Walt(latent_shape=(2, 4, 4, 3), classes=10, width=8, depth=4, heads=2, spatiotemporal_window=(2, 2))
-    z = jnp.zeros((1, *module.latent_shape))
-    params = random_parameters(module, z, jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32), 'estimate': z})
-    apply = jax.jit(lambda params, z, t_B, cond: module.apply({'params': params}, z, t_B, cond))
-    return SimpleNamespace(module=module, params=params, apply=apply)
+    """`tiny_denoiser` for labels, and for the latents that `small_tokenizer` makes of 5x16x16 clips."""
+    return tiny_denoiser(classes=10, depth=4)
 
 
 @pytest.fixture(scope='session')

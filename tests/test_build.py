@@ -1,6 +1,7 @@
 """Configurations become objects, or errors that list the choices."""
 
 import importlib
+import json
 import math
 from pathlib import Path
 
@@ -10,14 +11,17 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
+from tiny import binary
 
 from walt import build
 from walt.data.moving_digits import MovingDigits
 from walt.data.video_io import write_mp4
 from walt.denoiser.walt import Walt
+from walt.diffusion.guidance import Interval, PowerCosine
 from walt.diffusion.loss import DenoisingLoss
-from walt.diffusion.schedules import ContinuousLinear, DiscreteLinear
-from walt.diffusion.steppers import Ddim
+from walt.diffusion.schedules import ContinuousLinear, Cosine, DiscreteLinear, RectifiedFlow
+from walt.diffusion.steppers import Ddim, DpmSolverPlusPlus2M, Heun
+from walt.generation.stage import Stage
 from walt.parallel.mesh import make_mesh
 from walt.tokenizer.autoencoder import Tokenizer
 from walt.training.denoiser_step import make_denoiser_step
@@ -40,7 +44,16 @@ def roots(tmp_path_factory):
         write_mp4(videos / f'{name}.mp4', np.zeros((400, 16, 16, 3), np.uint8))
     for number in range(1000):
         Image.new('RGB', (16, 16)).save(images / f'{number}.png')
-    return {'video_folder': videos, 'image_folder': images}
+    for folder in (videos, images):
+        captions = {path.name: f'this is {path.stem}' for path in folder.iterdir()}
+        (folder / 'captions.json').write_text(json.dumps(captions))
+    return {'video_folder': str(videos), 'image_folder': str(images)}
+
+
+def with_roots(section: dict, roots: dict) -> dict:
+    """A section `data` that reads those folders."""
+    section = {key: with_roots(value, roots) if isinstance(value, dict) else value for key, value in section.items()}
+    return section | ({'root': roots[section['name']]} if 'root' in section else {})
 
 
 # In millions, of tokenizer and discriminator.
@@ -49,6 +62,19 @@ PARAMETERS = {
     'tokenizer_ucf101': (370.4, 61.3),
     'tokenizer_k600': (370.4, 61.3),
     'tokenizer_t2v': (370.4, 61.3),
+}
+
+# In millions; those of text to video with an embedding of T5-XL (table 8 and section 5.3 of the paper).
+DENOISERS = {
+    'walt_ucf101_l': 313.2,
+    'walt_ucf101_xl': 460.0,
+    'walt_k600_l': 313.1,
+    'walt_imagenet_l': 459.8,
+    'walt_t2v_l_joint': 416.1,
+    'walt_t2v_base': 3091.1,
+    'walt_t2v_base_9x16': 3094.7,
+    'walt_t2v_sr1': 1296.5,
+    'walt_t2v_sr2': 418.7,
 }
 
 
@@ -61,18 +87,17 @@ def millions(tree) -> float:
 def test_every_config_builds_its_objects_and_its_smoke_mode_takes_a_step_in_shapes(name, mode, roots):
     """At full size too; a parameter with a logical axis that no rule covers would be refused."""
     config = get_config(name, mode).to_dict()
-    if 'root' in config['data']:
-        config['data']['root'] = str(roots[config['data']['name']])
+    brought = "'root'" in str(config['data'])
+    config['data'] = with_roots(config['data'], roots)
     source, held_out = (build.source(config['data'], split) for split in ('train', 'validation'))
-    assert min(len(source), len(held_out)) >= (1 if 'root' in config['data'] else config['batch_size'])
+    assert min(len(source), len(held_out)) >= (1 if brought else config['batch_size'])
     video_shape = source[0]['video'].shape
     optimizer = build.optimizer(config['optimizer'], config['steps'])
-    batch = {'label': jax.ShapeDtypeStruct((config['batch_size'],), jnp.int32)}
     if 'tokenizer' in config:
         build.check_keys(config, build.TOKENIZER_KEYS)
         objective = build.tokenizer_objective(config)
         perceptual = build.perceptual(config['perceptual'], config['dtype'])
-        batch['video'] = jax.ShapeDtypeStruct((config['batch_size'], *video_shape), jnp.uint8)
+        batch = {'video': jax.ShapeDtypeStruct((config['batch_size'], *video_shape), jnp.uint8)}
         whole_step = make_tokenizer_step(objective, optimizer, config['ema_decay'])
 
         def new(key):
@@ -83,26 +108,41 @@ def test_every_config_builds_its_objects_and_its_smoke_mode_takes_a_step_in_shap
     else:
         build.check_keys(config, build.DENOISER_KEYS)
         denoiser = build.denoiser(config['denoiser'], config['dtype'])
-        assert denoiser.classes == source.num_classes
-        build.sampler(config['sampler'])
-        schedule = build.schedule(config['schedule'])
+        assert brought or denoiser.classes in (0, source.num_classes)
+        schedule, sampler = build.schedule(config['schedule']), build.sampler(config['sampler'])
         loss, conditioning = build.loss(config['loss'], schedule), build.conditioning(config['conditioning'], schedule)
-        batch['z'] = jax.ShapeDtypeStruct((config['batch_size'], *denoiser.latent_shape), jnp.float32)
+        batch = binary('plan').latent_batch(denoiser, config['batch_size'], config['data'].get('stacks', 1))
         whole_step = make_denoiser_step(denoiser, loss, optimizer, config['ema_decay'], conditioning)
+        null_text = build.abstract_null_text(denoiser)
+        if mode == 'smoke' and denoiser.text_shape:
+            encoder = build.text_encoder(config['text'])
+            assert (encoder.length, encoder.width) == tuple(denoiser.text_shape)
+            assert 'caption' in binary('train_denoiser').batch_keys(denoiser, source)
 
         def new(key):
-            return create(build.init_denoiser(denoiser), optimizer, make_mesh(), key)[0]
+            null = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), null_text)
+            init = build.init_denoiser(denoiser)
+            return create(init, optimizer, make_mesh(), key, null, ema_decay=config['ema_decay'])[0]
 
         def step(state, batch, key):
             return whole_step(state, None, batch, key)
 
+        def sample(params):
+            rest = {'parametrisation': loss.parametrisation, 'self_conditioning': True, 'mesh': make_mesh()}
+            stage = Stage(denoiser, None, None, schedule=schedule, **rest, **sampler)
+            return jax.eval_shape(stage.sample_latents, params, null_text, stage.abstract_rows(2))
+
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(new, key)
     assert len(jax.tree.leaves(state.params)) > 10
+    if name in DENOISERS and not mode:
+        np.testing.assert_allclose(millions(state.params), DENOISERS[name], rtol=0.003)
     if name in PARAMETERS and not mode:
         counts = millions(state.params), millions(state.adversary.params)
         np.testing.assert_allclose(counts, PARAMETERS[name], rtol=0.003)
-    if mode == 'smoke':
+    if 'denoiser' in config:
+        assert sample(state.params).shape == (2, *denoiser.latent_shape)
+    if mode == 'smoke' or 'denoiser' in config:
         after, metrics = jax.eval_shape(step, state, batch, key)
         assert metrics['loss'].shape == ()
         before, after = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (state, after))
@@ -138,11 +178,30 @@ def test_sections_become_the_objects_that_they_name():
     assert sampler == {'stepper': Ddim(0.5), 'steps': 7, 'guidance': 1.5}
 
 
+def test_sections_of_the_diffusion_options_become_what_they_name():
+    assert build.schedule({'name': 'cosine', 'steps': 10}) == Cosine(10)
+    flow = build.schedule({'name': 'rectified_flow', 'shift': 3.0, 'logit_normal': [0.0, 1.0]})
+    assert flow == RectifiedFlow(3.0, (0.0, 1.0))
+    section = {'parametrisation': 'flow', 'min_snr_gamma': 5.0}
+    assert build.loss(section, flow) == DenoisingLoss(flow, 'flow', min_snr_gamma=5.0)
+    section = {'steps': 7, 'guidance': 1.5, 'rescale': 0.7}
+    steppers = {'ancestral': Ddim(1.0), 'heun': Heun(), 'dpm_solver_pp_2m': DpmSolverPlusPlus2M()}
+    for name, stepper in steppers.items():
+        assert build.sampler({'name': name, **section}) == {'stepper': stepper, **section}
+    scales = {
+        PowerCosine(3.0, 2.0): {'name': 'power_cosine', 'scale': 3.0, 'power': 2.0},
+        Interval(2.0, 0.2, 0.7): {'name': 'interval', 'scale': 2.0, 'low': 0.2, 'high': 0.7},
+    }
+    for scale, section in scales.items():
+        assert build.sampler({'name': 'ddim', 'steps': 7, 'guidance': section})['guidance'] == scale
+
+
 BUILDERS = {
     'tokenizer': lambda section: build.tokenizer(section, 'float32'),
     'denoiser': lambda section: build.denoiser(section, 'float32'),
     'schedule': build.schedule,
     'sampler': lambda section: build.sampler({'steps': 5, 'guidance': 1.0, **section}),
+    'guidance': lambda section: build.sampler({'name': 'ddim', 'steps': 5, 'guidance': section}),
     'optimizer': lambda section: build.optimizer(section, 5),
     'data': lambda section: build.source(section, 'train'),
 }
@@ -151,6 +210,7 @@ CHOICES = {
     'denoiser': 'walt',
     'schedule': 'discrete_linear',
     'sampler': 'ddim',
+    'guidance': 'power_cosine',
     'optimizer': 'adamw',
     'data': 'moving_digits',
 }

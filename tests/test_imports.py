@@ -117,4 +117,4 @@ def test_no_module_is_a_drawer_for_odds_and_ends():
 
 def test_configs_import_no_model():
     for path in sorted((ROOT / 'configs').glob('*.py')):
-        assert {full.split('.')[0] for full in imported(path)} <= {'ml_collections', 'configs'}, path
+        assert {full.split('.')[0] for full in imported(path)} <= {'math', 'ml_collections', 'configs'}, path

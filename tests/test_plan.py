@@ -139,6 +139,13 @@ def test_sampling_costs_a_pass_a_step_and_twice_that_with_guidance(plan):
     assert flops['sample'] == steps * flops['forward']
 
 
+def test_sampling_with_heun_costs_two_passes_a_step_but_one_at_the_last(plan):
+    sampler = {'name': 'heun', 'steps': 3, 'guidance': 1.0}
+    config = {name: section for name, section in denoiser_config().items() if name != 'sampler'}
+    flops = plan(config | {'sampler': sampler})['flops']
+    assert flops['sample'] == 5 * flops['forward']
+
+
 def test_tokens_are_those_of_the_denoiser(plan):
     assert plan(tokenizer_config())['tokens'] == 2 * 4 * 4
     result = plan(with_(denoiser_config(), **UNGUIDED))

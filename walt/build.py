@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
+from walt.data.encoded import Encoded
 from walt.data.image_folder import ImageFolder
 from walt.data.joint import Joint
 from walt.data.moving_digits import MovingDigits
@@ -24,11 +25,12 @@ from walt.data.video_folder import VideoFolder
 from walt.denoiser.aspect import change_aspect
 from walt.denoiser.conditions import NullText, abstract
 from walt.denoiser.walt import Walt
+from walt.diffusion.guidance import Interval, PowerCosine
 from walt.diffusion.loss import DenoisingLoss
-from walt.diffusion.schedules import ContinuousLinear, DiscreteLinear, Schedule
-from walt.diffusion.steppers import Ddim
+from walt.diffusion.schedules import ContinuousLinear, Cosine, DiscreteLinear, RectifiedFlow, Schedule
+from walt.diffusion.steppers import Ddim, DpmSolverPlusPlus2M, Heun, ancestral
 from walt.features.perceptual import squeezenet_distance, vgg_distance
-from walt.generation.stage import Stage
+from walt.generation.stage import Stage, Weak
 from walt.parallel.rules import replicated
 from walt.precision import compute_dtype
 from walt.text.encoder import TextEncoder
@@ -46,15 +48,26 @@ from walt.training.conditions import Conditioning
 from walt.training.optimizer import adafactor, adamw, muon
 from walt.training.state import abstract_params, ema_decays
 
-SOURCES = {'moving_digits': MovingDigits, 'video_folder': VideoFolder, 'image_folder': ImageFolder}
+SOURCES = {
+    'moving_digits': MovingDigits,
+    'video_folder': VideoFolder,
+    'image_folder': ImageFolder,
+    'encoded': Encoded,
+}
 TOKENIZERS = {'causal_cnn': Tokenizer}
 BOTTLENECKS = {'none': Continuous, 'kl': Kl, 'vq': Vq, 'lfq': Lfq, 'fsq': Fsq}
 DISCRIMINATORS = {'none': lambda dtype: None, 'residual_3d': Discriminator}
 PERCEPTUAL = {'none': lambda dtype: None, 'squeezenet': squeezenet_distance, 'vgg': vgg_distance}
 TEXT_ENCODERS = {'none': lambda: None, 'wordllama': WordLlama, 'minilm': MiniLm, 't5': T5}
 DENOISERS = {'walt': Walt}
-SCHEDULES = {'discrete_linear': DiscreteLinear, 'continuous_linear': ContinuousLinear}
-STEPPERS = {'ddim': Ddim}
+SCHEDULES = {
+    'discrete_linear': DiscreteLinear,
+    'continuous_linear': ContinuousLinear,
+    'cosine': Cosine,
+    'rectified_flow': RectifiedFlow,
+}
+STEPPERS = {'ddim': Ddim, 'ancestral': ancestral, 'heun': Heun, 'dpm_solver_pp_2m': DpmSolverPlusPlus2M}
+GUIDANCE_SCALES = {'power_cosine': PowerCosine, 'interval': Interval}
 OPTIMIZERS = {'adamw': adamw, 'adafactor': adafactor, 'muon': muon}
 
 _RUN_KEYS = {'seed', 'batch_size', 'steps', 'data', 'tokenizer', 'optimizer', 'ema_decay', 'dtype', 'mesh'}
@@ -161,16 +174,30 @@ def conditioning(section: Mapping[str, Any], schedule: Schedule) -> Conditioning
 
 
 # Keys of the section `sampler` that are fields of `Stage`; the others are the stepper's.
-_STAGE_KEYS = {'steps', 'guidance', 'frames_guidance', 'frames_noise', 'low_noise'}
+_STAGE_KEYS = {'steps', 'guidance', 'rescale', 'frames_guidance', 'weak_guidance', 'frames_noise', 'low_noise'}
 
 
 def sampler(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `Stage` that say how it samples: `stepper` (by name, with its keys), `steps`, `guidance`, ..."""
+    """The fields of `Stage` that say how it samples: `stepper` (by name, with its keys), `steps` and so on.
+
+    `guidance` and `frames_guidance` are numbers, or sections that name a scale which depends on the time. All fields
+    but `steps` and `guidance` may be left out.
+    """
     fields = {key: value for key, value in section.items() if key in _STAGE_KEYS}
     if not {'steps', 'guidance'} <= set(fields):
         raise ValueError(f"sampler needs 'steps' and 'guidance', it has {sorted(section)}")
+    for key in ('guidance', 'frames_guidance', 'weak_guidance'):
+        if isinstance(fields.get(key), Mapping):
+            fields[key] = construct('guidance', fields[key], GUIDANCE_SCALES)
     rest = {key: value for key, value in section.items() if key not in _STAGE_KEYS}
     return fields | {'stepper': construct('sampler', rest, STEPPERS)}
+
+
+def other_sampler(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A section `sampler` with other entries. Another stepper does not inherit the keys of the one before."""
+    another = changes.get('name', section['name']) != section['name']
+    kept = {key: value for key, value in section.items() if not another or key in _STAGE_KEYS}
+    return kept | dict(changes)
 
 
 def optimizer(section: Mapping[str, Any], steps: int):
@@ -286,12 +313,17 @@ def restore_stage(
     step: int | None = None,
     sampling: Mapping[str, Any] | None = None,
     decay: float | None = None,
+    weak_workdir: str | None = None,
 ) -> tuple[Stage, dict[str, Any], int]:
     """The trained denoiser in `workdir` with its tokenizer, ready to sample: (stage, its configuration, step).
 
     Args:
         sampling: keys that replace those of the configuration's section `sampler`.
         decay: of the average to sample from, where the run kept several; the first by default.
+        weak_workdir: of a denoiser to guide away from (autoguidance), by the sampler's `weak_guidance`.
+
+    Raises:
+        ValueError: if the weak denoiser is of other latents, conditions or predictions, naming both.
     """
     restored, module, config, step = _restore_denoiser(workdir, mesh, step, decay)
     frozen, _, _ = restore_tokenizer(own_tokenizer(workdir), mesh)
@@ -308,6 +340,21 @@ def restore_stage(
         encode_text=encoder and encoder.encode,
         null_text=restored['measured'],
         most_given=max(conditioning(config['conditioning'], noise).given_frames),
-        **sampler(config['sampler'] | dict(sampling or {})),
+        weak=weak_workdir and _weak(weak_workdir, mesh, module, objective),
+        **sampler(other_sampler(config['sampler'], sampling or {})),
     )
     return stage, config, step
+
+
+def _weak(workdir: str, mesh: Mesh, module: Walt, objective: DenoisingLoss) -> Weak:
+    restored, weak, config, _ = _restore_denoiser(workdir, mesh)
+    predicts = loss(config['loss'], schedule(config['schedule'])).parametrisation
+    pairs = {
+        'latents': (weak.latent_shape, module.latent_shape),
+        'conditions': (weak.conditions, module.conditions),
+        'prediction': (predicts, objective.parametrisation),
+    }
+    for name, (there, here) in pairs.items():
+        if there != here:
+            raise ValueError(f'the weak denoiser in {workdir} has other {name}: {there}, the denoiser {here}')
+    return Weak(weak, restored['params'])

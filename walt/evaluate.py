@@ -2,32 +2,39 @@
 
 python -m walt.evaluate --workdir=runs/denoiser
 
-Writes the figures with the protocol that produced them to WORKDIR/evaluation.json. On the workdir of a tokenizer there
-are no samples to measure.
+What a denoiser was trained with is what it is asked: classes, captions of moving digits, frames to go on from, clips to
+enlarge. Writes the figures with the protocol that produced them to WORKDIR/evaluation.json. On the workdir of a
+tokenizer there are no samples to measure.
 """
 
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
+from PIL import Image
 
 from walt import build
+from walt.data.moving_digits import DIRECTIONS, LEAD
 from walt.evaluation.judge import Judge, agreement
+from walt.evaluation.motion import centres, headings
 from walt.evaluation.quality import psnr, ssim
 from walt.features.perceptual import PerceptualDistance
-from walt.generation.cascade import Cascade
+from walt.generation.cascade import Cascade, border_jump
 from walt.generation.request import Request
 from walt.generation.stage import Stage
 from walt.parallel.mesh import make_mesh
+from walt.randomness import stream
 from walt.tokenizer.bottleneck import code_counts, code_metrics
 from walt.tokenizer.frozen import FrozenTokenizer
 from walt.tokenizer.pixels import from_uint8, to_uint8
 from walt.training.checkpoints import saved_config
+from walt.training.conditions import shrink
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a denoiser or tokenizer run.', required=True)
 OUT = flags.DEFINE_string('out', None, 'File to write; WORKDIR/evaluation.json by default.')
@@ -40,13 +47,24 @@ GUIDANCE = flags.DEFINE_float('guidance', None, "Guidance scale; the configurati
 PERCEPTUAL = flags.DEFINE_list(
     'perceptual', ['squeezenet'], f'Networks for the distance of reconstructions: some of {sorted(build.PERCEPTUAL)}.'
 )
+SAMPLER = flags.DEFINE_enum('sampler', None, sorted(build.STEPPERS), "Sampler; the configuration's by default.")
+ROLLOUT = flags.DEFINE_integer('rollout', 65, 'Frames of a rollout, of a denoiser that predicts frames.', 1)
 STEPS = flags.DEFINE_integer('steps', None, "Sampler steps; the configuration's by default.", lower_bound=1)
 
 
-def read_clips(source, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `count` clips and labels of a source: uint8 (N, T, H, W, 3), int (N,)."""
+class Clips(NamedTuple):
+    """Clips uint8 (N, T, H, W, 3), their labels int (N,), and captions, '' where there are none."""
+
+    videos: np.ndarray
+    labels: np.ndarray
+    captions: list[str]
+
+
+def read_clips(source, count: int) -> Clips:
+    """The first `count` clips of a source."""
     elements = [source[index] for index in range(min(count, len(source)))]
-    return np.stack([element['video'] for element in elements]), np.array([element['label'] for element in elements])
+    videos, labels = (np.stack([element[name] for element in elements]) for name in ('video', 'label'))
+    return Clips(videos, labels, [element.get('caption', '') for element in elements])
 
 
 def measure_tokenizer(
@@ -83,7 +101,7 @@ def measure_samples(stage: Stage, judge: Judge, samples: int, seed: int, batch_s
     """What the judge reads in `samples` clips of every class, and the time that they took."""
     labels = np.repeat(np.arange(stage.denoiser.classes), samples)
     start = time.perf_counter()
-    clips = np.concatenate(list(Cascade((stage,)).clips(Request(labels.tolist()), seed, batch_size)))
+    clips = sample_clips(stage, Request(labels.tolist()), seed, batch_size)
     seconds = time.perf_counter() - start
     read_NT = judge.read(clips)
     by_class = [
@@ -96,36 +114,117 @@ def measure_samples(stage: Stage, judge: Judge, samples: int, seed: int, batch_s
     }
 
 
+def sample_clips(stage: Stage, request: Request, seed: int, batch_size: int, frames: int | None = None) -> np.ndarray:
+    """uint8 (N, T, H, W, 3)."""
+    return np.concatenate(list(Cascade((stage,)).clips(request, seed, batch_size, frames)))
+
+
+def measure_prompts(stage: Stage, judge: Judge, held_out: Clips, seed: int, batch_size: int) -> dict[str, Any]:
+    """Whether clips of held-out captions show the digit that the caption names, and go where it says.
+
+    Beside the samples stands what the same measures say of the real clips of these captions.
+    """
+    ways_K2 = np.array([way for _, *way in DIRECTIONS])
+    says_NK = [[caption.endswith(f' moving {words}') for words, *_ in DIRECTIONS] for caption in held_out.captions]
+    asked_N = np.argmax(says_NK, axis=1)
+
+    def measure(videos_NTHWC):
+        right_way_N = headings(videos_NTHWC, LEAD, ways_K2) == asked_N
+        read = agreement(judge.read(videos_NTHWC), held_out.labels, judge.classes)
+        return {'digit': read['clips'], 'direction': float(right_way_N.mean())}
+
+    samples = sample_clips(stage, Request(prompts=list(held_out.captions)), seed, batch_size)
+    return {'samples': measure(samples), 'real': measure(held_out.videos)}
+
+
+def measure_prediction(stage: Stage, held_out: Clips, seed: int, batch_size: int, frames: int) -> dict[str, float]:
+    """How far the bright mass is from where it went, after the frames of a chunk, and what borders of chunks show.
+
+    The last frame of a chunk that begins with real frames against the real one: the median distance, in pixels, of the
+    centres of brightness; and the same if nothing moved any more. Then rollouts to `frames` frames: their border jump.
+    """
+    cascade = Cascade((stage,))
+    given = held_out.videos[:, : cascade.given]
+    request = Request(prompts=list(held_out.captions) if stage.denoiser.text_shape else None, frames_NTHWC=given)
+    rollouts = sample_clips(stage, request, seed, batch_size, frames)
+    length = stage.clip_shape[0]
+    real_N2 = centres(held_out.videos[:, length - 1 : length])[:, 0]
+    found_N2, still_N2 = (centres(clips)[:, 0] for clips in (rollouts[:, length - 1 : length], given[:, -1:]))
+    jumps = [border_jump(clip, length, cascade.given) for clip in rollouts] if frames > length else []
+    return {
+        'centre_off_pixels': float(np.median(np.linalg.norm(found_N2 - real_N2, axis=1))),
+        'centre_off_pixels_if_still': float(np.median(np.linalg.norm(still_N2 - real_N2, axis=1))),
+        'rollout_frames': frames,
+        'border_jump': float(np.mean(jumps)) if jumps else None,
+    }
+
+
+def measure_upsampling(stage: Stage, held_out: Clips, seed: int, batch_size: int) -> dict[str, float]:
+    """PSNR of super-resolution from the latents of shrunk held-out clips, and of bicubic interpolation of their pixels.
+
+    The tokenizer's own reconstruction bounds the first, and what shrinking leaves the second.
+    """
+    factor, count = stage.denoiser.upsample, len(held_out.videos)
+    made, bicubic = [], []
+    for first in range(0, count, batch_size):
+        chosen = np.arange(first, first + batch_size) % count  # The last batch is filled up.
+        small = np.asarray(shrink(jnp.asarray(held_out.videos[chosen]), factor))
+        bicubic += [[_bicubic(frame, factor) for frame in clip] for clip in small]
+        request = Request(
+            [-1] * batch_size, [held_out.captions[i] for i in chosen] if stage.denoiser.text_shape else None
+        )
+        key_B = stream(jax.random.key(seed), 'clip', jnp.arange(first, first + batch_size))
+        made += list(stage.decode(stage.latents(stage.conditions(request, stage.encode(small)), key_B)))
+    return {
+        'psnr_db': float(psnr(np.stack(made[:count]), held_out.videos).mean()),
+        'bicubic_psnr_db': float(psnr(np.stack(bicubic[:count]), held_out.videos).mean()),
+    }
+
+
+def _bicubic(frame_HWC: np.ndarray, factor: int) -> np.ndarray:
+    height, width, _ = frame_HWC.shape
+    return np.asarray(Image.fromarray(frame_HWC).resize((width * factor, height * factor), Image.Resampling.BICUBIC))
+
+
 def evaluate(workdir: str) -> dict[str, Any]:
     """All figures of a run, and under `protocol` how they came about."""
     config, mesh = saved_config(workdir), make_mesh()
-    held_out, held_out_labels = read_clips(build.source(config['data'], 'validation'), HELD_OUT.value)
+    data = config['data'].get('clips', config['data']) if config['data']['name'] == 'joint' else config['data']
+    held_out = read_clips(build.source(data, 'validation'), HELD_OUT.value)
     distances = [build.perceptual({'name': name}, 'float32') for name in PERCEPTUAL.value if name != 'none']
-    protocol = {'data': config['data'], 'held_out_clips': len(held_out), 'device': jax.devices()[0].device_kind}
+    protocol = {'data': data, 'held_out_clips': len(held_out.videos), 'device': jax.devices()[0].device_kind}
     protocol['tokenizer'] = 'means over held-out clips of uint8 reconstructions; of frames, for perceptual distances'
     if 'denoiser' not in config:
         frozen, _, step = build.restore_tokenizer(workdir, mesh)
-        measured = measure_tokenizer(frozen, held_out, BATCH_SIZE.value, distances)
+        measured = measure_tokenizer(frozen, held_out.videos, BATCH_SIZE.value, distances)
         return {'step': step, 'tokenizer': measured, 'protocol': protocol}
 
-    asked = {'guidance': GUIDANCE.value, 'steps': STEPS.value}
+    asked = {'name': SAMPLER.value, 'guidance': GUIDANCE.value, 'steps': STEPS.value}
     sampling = {key: value for key, value in asked.items() if value is not None}
     stage, _, step = build.restore_stage(workdir, mesh, sampling=sampling)
-    real, real_labels = read_clips(build.source(config['data'], 'train'), TRAINING.value)
-    judge = Judge(stage.denoiser.classes).fit(real, real_labels)
-    return {
-        'step': step,
-        'tokenizer': measure_tokenizer(stage.frozen, held_out, BATCH_SIZE.value, distances),
-        'judge_on_held_out': agreement(judge.read(held_out), held_out_labels, judge.classes),
-        'samples': measure_samples(stage, judge, SAMPLES.value, SEED.value, BATCH_SIZE.value),
-        'protocol': protocol
-        | {
-            'judge': f'SVM on centred frames of {len(real)} real training clips; clip = majority of frames',
-            'samples_of_each_class': SAMPLES.value,
-            'seed': SEED.value,
-            'sampler': config['sampler'] | sampling,
-        },
-    }
+    result = {'step': step, 'tokenizer': measure_tokenizer(stage.frozen, held_out.videos, BATCH_SIZE.value, distances)}
+    protocol |= {'seed': SEED.value, 'sampler': build.other_sampler(config['sampler'], sampling)}
+    rest = (SEED.value, BATCH_SIZE.value)
+    if stage.denoiser.classes or stage.denoiser.text_shape:
+        real = read_clips(build.source(data, 'train'), TRAINING.value)
+        classes = int(max(real.labels.max(), held_out.labels.max())) + 1
+        judge = Judge(classes).fit(real.videos, real.labels)
+        protocol['judge'] = (
+            f'SVM on centred frames of {len(real.videos)} real training clips; clip = majority of frames'
+        )
+        result['judge_on_held_out'] = agreement(judge.read(held_out.videos), held_out.labels, classes)
+    if stage.denoiser.classes:
+        result['samples'] = measure_samples(stage, judge, SAMPLES.value, *rest)
+        protocol['samples_of_each_class'] = SAMPLES.value
+    if stage.denoiser.text_shape:
+        result['prompts'] = measure_prompts(stage, judge, held_out, *rest)
+        protocol['prompts'] = f'captions of held-out clips; heading of the bright mass over {LEAD} frames'
+    if stage.denoiser.frame_prediction:
+        result['prediction'] = measure_prediction(stage, held_out, *rest, ROLLOUT.value)
+        protocol['prediction'] = 'from the first frames of held-out clips; last frame of a chunk'
+    if stage.denoiser.upsample > 1:
+        result['upsampling'] = measure_upsampling(stage, held_out, *rest)
+    return result | {'protocol': protocol}
 
 
 def main(_) -> None:

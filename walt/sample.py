@@ -47,6 +47,10 @@ SEED = flags.DEFINE_integer('seed', 0, 'Seed of the noise.')
 SAMPLER = flags.DEFINE_enum('sampler', None, sorted(build.STEPPERS), "Sampler; the configuration's by default.")
 STEPS = flags.DEFINE_integer('steps', None, "Sampler steps; the configuration's by default.", lower_bound=1)
 GUIDANCE = flags.DEFINE_float('guidance', None, "Guidance scale, 1 is none; the configuration's by default.")
+FRAMES_GUIDANCE = flags.DEFINE_float('frames_guidance', None, 'Guidance scale towards the given frames, likewise.')
+WEAK_WORKDIR = flags.DEFINE_string('weak_workdir', None, 'Folder of a weaker run of the same kind, to guide away from.')
+WEAK_GUIDANCE = flags.DEFINE_float('weak_guidance', None, 'Scale of that guidance; 1 is none.')
+DECAY = flags.DEFINE_float('decay', None, 'Which average of the parameters, of a run that kept several; the first.')
 BATCH_SIZE = flags.DEFINE_integer('batch_size', 10, 'Clips sampled together.', lower_bound=1)
 FPS = flags.DEFINE_float('fps', 8, 'Frames a second of the files.')
 SCALE = flags.DEFINE_integer('scale', 4, 'Enlarges the pixels of mp4 and GIF by this whole number.', lower_bound=1)
@@ -91,12 +95,24 @@ def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     if bool(WORKDIR.value) == bool(CASCADE.value):
         raise app.UsageError('give either --workdir or --cascade')
-    if CASCADE.value and STEP.value is not None:
-        raise app.UsageError(f'--step={STEP.value} is of --workdir; the stages of a cascade are at their newest')
-    asked = {'name': SAMPLER.value, 'steps': STEPS.value, 'guidance': GUIDANCE.value}
+    if CASCADE.value and (STEP.value is not None or WEAK_WORKDIR.value):
+        raise app.UsageError('--step and --weak_workdir are of --workdir; the stages of a cascade are at their newest')
+    if bool(WEAK_WORKDIR.value) != (WEAK_GUIDANCE.value is not None):
+        raise app.UsageError('--weak_workdir and --weak_guidance go together')
+    asked = {
+        'name': SAMPLER.value,
+        'steps': STEPS.value,
+        'guidance': GUIDANCE.value,
+        'frames_guidance': FRAMES_GUIDANCE.value,
+        'weak_guidance': WEAK_GUIDANCE.value,
+    }
     sampling = {key: value for key, value in asked.items() if value is not None}
     workdirs, mesh = CASCADE.value or [WORKDIR.value], make_mesh()
-    stages, configs, steps = zip(*(build.restore_stage(workdir, mesh, STEP.value, sampling) for workdir in workdirs))
+    restored = [
+        build.restore_stage(workdir, mesh, STEP.value, sampling, DECAY.value, WEAK_WORKDIR.value)
+        for workdir in workdirs
+    ]
+    stages, configs, steps = zip(*restored)
     cascade = Cascade(stages)
     request, names = asked_for(cascade)
     frames = None if SECONDS.value is None else max(1, round(SECONDS.value * FPS.value))
@@ -118,7 +134,7 @@ def main(_) -> None:
             'labels': request.labels,
             'prompts': request.prompts,
             'frames': FRAMES.value,
-            'sampler': [config['sampler'] | sampling for config in configs],
+            'sampler': [build.other_sampler(config['sampler'], sampling) for config in configs],
             'batch_size': BATCH_SIZE.value,
             'seconds_a_batch': [round(value, 3) for value in seconds],  # the first one compiles
             'seconds_a_clip': round(sum(seconds) / len(request), 3),

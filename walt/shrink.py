@@ -21,6 +21,7 @@ from tqdm import tqdm
 from walt.data.class_folders import find_files
 from walt.data.video_file import VideoFile
 from walt.data.video_folder import SUFFIXES
+from walt.data.video_io import CLOSE_TO_LOSSLESS
 
 SOURCE = flags.DEFINE_string('source', None, 'Folder of videos, searched to any depth.', required=True)
 TARGET = flags.DEFINE_string('target', None, 'Folder to write to, outside of the source.', required=True)
@@ -28,7 +29,6 @@ SHORT_SIDE = flags.DEFINE_integer('short_side', 80, 'Pixels of the shorter side.
 
 # Ticks a second of the files written: a multiple of the usual frame rates, and fine enough for all others.
 _CLOCK = 90_000
-_OPTIONS = {'crf': '4', 'preset': 'medium', 'g': '12', 'threads': '1'}
 
 
 def main(_) -> int:
@@ -69,7 +69,9 @@ def shrink(path: Path, small: Path, short_side: int) -> bool:
     unfinished = small.with_name(f'.{small.name}.{os.getpid()}')
     try:
         with av.open(str(unfinished), 'w', format='mp4') as container:
-            stream = container.add_stream('libx264', rate=Fraction(file.fps).limit_denominator(1001), options=_OPTIONS)
+            stream = container.add_stream(
+                'libx264', rate=Fraction(file.fps).limit_denominator(1001), options=CLOSE_TO_LOSSLESS
+            )
             stream.height, stream.width, stream.pix_fmt = height, width, 'yuv444p'
             stream.codec_context.time_base = Fraction(1, _CLOCK)
             count = 0

@@ -9,6 +9,7 @@ goes on from the newest checkpoint.
 
 import functools
 import itertools
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,16 +20,19 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 
 from walt import build
+from walt.data.encoded import Encoded
 from walt.denoiser.conditions import NullText
 from walt.parallel.mesh import check_batch, make_mesh
 from walt.parallel.rules import activate, batch_sharding, replicated
 from walt.parallel.shard import put_batch
 from walt.randomness import stream
+from walt.text.encoder import TextEncoder
 from walt.tokenizer.frozen import FrozenTokenizer
 from walt.training.checkpoints import claim_workdir, latest_step, save_ema
+from walt.training.conditions import to_latents
 from walt.training.denoiser_step import make_denoiser_step, make_validation_loss
 from walt.training.feed import Texts, process_batches
-from walt.training.latents import encoded
+from walt.training.latents import encoded, latent_shape
 from walt.training.loop import fit
 from walt.training.state import State, create
 
@@ -47,20 +51,18 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
     denoiser = build.denoiser(config['denoiser'], config['dtype'])
     optimizer = build.optimizer(config['optimizer'], config['steps'])
     step = make_denoiser_step(denoiser, loss, optimizer, config['ema_decay'], conditioning)
-    text_encoder = build.text_encoder(config['text'])
     source, held_out = (build.source(config['data'], split) for split in ('train', 'validation'))
+    text_encoder, null_text = text_of(config['text'], source)
     frozen, copy = find_tokenizer(config['tokenizer_dir'], workdir, mesh)
-    check_shapes(denoiser, frozen, source, text_encoder)
+    check_shapes(denoiser, frozen, source, null_text)
     check_given(denoiser, conditioning)
-    if config['cache_latents']:
-        check_cached(denoiser)
     key = jax.random.key(config['seed'])
     state, layout = create(
         build.init_denoiser(denoiser),
         optimizer,
         mesh,
         stream(key, 'init'),
-        null_text_of(text_encoder),
+        null_text,
         ema_decay=config['ema_decay'],
     )
     if latest_step(workdir) is None:
@@ -68,10 +70,18 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
     claim_workdir(workdir, config)
     copy()
 
-    if config['cache_latents']:
-        source = encoded(frozen, source, config['batch_size'], f'{workdir}/latents/train')
-        needed = config['batch_size'] * config['validation_batches']
-        held_out = encoded(frozen, held_out, config['batch_size'], f'{workdir}/latents/validation', needed)
+    if config['cache_latents'] and not isinstance(source, Encoded):
+        once = functools.partial(
+            encoded,
+            f'{workdir}/latents',
+            frozen=frozen,
+            encode=functools.partial(to_latents, denoiser=denoiser),
+            origin={'data': config['data'], 'tokenizer': {'checkpoint': build.own_tokenizer(workdir)}},
+            mesh=mesh,
+            batch_size=config['batch_size'],
+        )
+        source = once('train', source=source)
+        held_out = once('validation', source=held_out, clips=config['batch_size'] * config['validation_batches'])
     rows = functools.partial(
         process_batches, batch_size=config['batch_size'], keys=batch_keys(denoiser, source), seed=config['seed']
     )
@@ -121,47 +131,56 @@ def find_tokenizer(tokenizer_dir: str, workdir: str, mesh: Mesh) -> tuple[Frozen
     return frozen, lambda: save_ema(own, {'params': frozen.params, 'measured': frozen.norm}, config, step)
 
 
-def null_text_of(text_encoder) -> NullText | None:
-    """The embedding of the empty string, or None without texts."""
-    if text_encoder is None:
-        return None
-    text_1SE, mask_1S = text_encoder.encode([''])
-    return NullText(jnp.asarray(text_1SE[0], jnp.float32), jnp.asarray(mask_1S[0]))
+def text_of(section: Mapping[str, Any], source) -> tuple[TextEncoder | None, NullText | None]:
+    """What encodes captions while training, and the null text; each None where there is no need for it.
+
+    Raises:
+        ValueError: if the data hold texts of another encoder than the configuration's, naming both.
+    """
+    if isinstance(source, Encoded) and 'text' in source.manifest:
+        there, here = source.manifest['text'], json.loads(json.dumps(section))
+        if there != here:
+            raise ValueError(f'{source.folder} holds texts that {there} encoded, config.text is {here}')
+        null = source.null_text()
+        return None, NullText(jnp.asarray(null['text'], jnp.float32), jnp.asarray(null['text_mask']))
+    encoder = build.text_encoder(section)
+    if encoder is None:
+        return None, None
+    text_1SE, mask_1S = encoder.encode([''])
+    return encoder, NullText(jnp.asarray(text_1SE[0], jnp.float32), jnp.asarray(mask_1S[0]))
 
 
 def batch_keys(denoiser, source) -> list[str]:
     """What of the source's elements a batch has: all that the denoiser has a use for."""
-    useful = {'z', 'low'} if 'z' in source[0] else {'video'}
-    useful |= {'label'} if denoiser.classes else set()
-    useful |= {'caption', 'text', 'text_mask'} if denoiser.text_shape else set()
-    useful |= {f'images_{name}' for name in useful} | {'images'} if denoiser.images else set()
-    return [name for name in source[0] if name in useful]
-
-
-def check_shapes(denoiser, frozen: FrozenTokenizer, source, text_encoder) -> None:
-    """Raises `ValueError` if data, tokenizer, text encoder and denoiser do not fit each other."""
     element = source[0]
-    video_shape = element['video'].shape
-    latent_shape = frozen.module.latent_shape(*video_shape[:3])
-    if latent_shape != tuple(denoiser.latent_shape):
-        raise ValueError(
-            f'clips of {video_shape} have latents of {latent_shape}, denoiser.latent_shape is {denoiser.latent_shape}'
-        )
+    useful = {'z', 'low'} if 'z' in element else {'video', 'images'}
+    useful |= {'label'} if denoiser.classes else set()
+    if denoiser.text_shape:
+        useful |= {'text', 'text_mask'} if 'text' in element else {'caption'}
+    useful |= {f'images_{name}' for name in useful}
+    return [name for name in element if name in useful and (denoiser.images or not name.startswith('images'))]
+
+
+def check_shapes(denoiser, frozen: FrozenTokenizer, source, null_text: NullText | None) -> None:
+    """Raises `ValueError` if data, tokenizer, text encoder and denoiser do not fit each other."""
+    element, shape = source[0], latent_shape(frozen, source)
+    if shape != tuple(denoiser.latent_shape):
+        raise ValueError(f'the data have latents of {shape}, denoiser.latent_shape is {denoiser.latent_shape}')
     if denoiser.classes and denoiser.classes != source.num_classes:
         raise ValueError(f'the data has {source.num_classes} classes, but denoiser.classes is {denoiser.classes}')
-    text_shape = (text_encoder.length, text_encoder.width) if text_encoder else ()
+    text_shape = null_text.text_SE.shape if null_text else ()
     if text_shape != tuple(denoiser.text_shape):
         raise ValueError(f'texts are embedded as {text_shape}, denoiser.text_shape is {tuple(denoiser.text_shape)}')
-    uses = {'label': denoiser.classes, 'caption': denoiser.text_shape}
-    needed = [name for name, used in uses.items() if used]
-    needed += ['images', *(f'images_{name}' for name in needed)] if denoiser.images else []
+    pictures = 'images_z' if 'z' in element else 'images'
+    needed = ['label'] if denoiser.classes else []
+    needed += ['text' if 'text' in element else 'caption'] if denoiser.text_shape else []
+    needed += [pictures, *(f'images_{name}' for name in needed)] if denoiser.images else []
+    needed += ['low'] if denoiser.upsample > 1 and 'z' in element else []
     missing = [name for name in needed if name not in element]
     if missing:
         raise ValueError(f'the denoiser needs {missing} of the data, whose elements have {sorted(element)}')
-    if denoiser.images and element['images'].shape[1] != latent_shape[0]:
-        raise ValueError(
-            f'stacks of {element["images"].shape[1]} pictures beside clips of {latent_shape[0]} latent frames'
-        )
+    if denoiser.images and element[pictures].shape[1] != shape[0]:
+        raise ValueError(f'stacks of {element[pictures].shape[1]} pictures beside clips of {shape[0]} latent frames')
 
 
 def check_given(denoiser, conditioning) -> None:
@@ -169,14 +188,6 @@ def check_given(denoiser, conditioning) -> None:
     most, frames = max(conditioning.given_frames), denoiser.latent_shape[0]
     if denoiser.frame_prediction and most >= frames:
         raise ValueError(f'conditioning.given_frames go up to {most}, and a clip has {frames} latent frames')
-
-
-def check_cached(denoiser) -> None:
-    """Raises `ValueError` if the denoiser needs more of the data than `cache_latents` keeps."""
-    uses = {'texts': denoiser.text_shape, 'pictures': denoiser.images, 'low-resolution clips': denoiser.upsample > 1}
-    needed = [name for name, used in uses.items() if used]
-    if needed:
-        raise ValueError(f'cache_latents keeps latents and labels, but the denoiser needs {needed} as well')
 
 
 def main(_) -> None:

@@ -1,17 +1,16 @@
-"""Batches: every element once an epoch, shared among processes, resumed exactly; and arrays on disk."""
+"""Batches: every element once an epoch, shared among processes, resumed exactly."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from walt.data.arrays import Arrays
 from walt.data.moving_digits import MovingDigits
 from walt.data.pipeline import batches, epoch
 
 
 def numbers(length):
-    return Arrays({'n': np.arange(length), 'twice': 2 * np.arange(length)})
+    return [{'n': n, 'twice': 2 * n} for n in np.arange(length)]
 
 
 def drawn(dataset, count=None):
@@ -90,45 +89,3 @@ def test_wrong_arguments_are_named():
         batches(numbers(4), 2, keys=('n',), process_index=2, process_count=2)
     with pytest.raises(ValueError, match='no elements'):
         epoch(numbers(0), 2, keys=('n',))
-
-
-def test_saved_arrays_load_as_they_were(tmp_path):
-    z = np.random.default_rng(0).normal(size=(6, 2, 4, 4, 3)).astype(np.float32)
-    Arrays({'z': z, 'label': np.arange(6, dtype=np.int32)}).save(tmp_path / 'deep' / 'latents')
-    loaded = Arrays.load(tmp_path / 'deep' / 'latents')
-    assert isinstance(loaded.arrays['z'], np.memmap)
-    assert len(loaded) == 6 and loaded[4]['label'] == 4 and loaded[4]['label'].dtype == np.int32
-    np.testing.assert_array_equal(np.stack([row['z'] for row in loaded]), z)
-    assert next(iter(batches(loaded, 2, keys=('z', 'label'))))['z'].shape == (2, 2, 4, 4, 3)
-
-
-def test_half_written_folder_is_never_taken_for_a_whole_one(tmp_path, monkeypatch):
-    save, saved = np.save, []
-
-    def save_once(*args, **kwargs):
-        if saved:
-            raise OSError('disk full')
-        saved.append(save(*args, **kwargs))
-
-    monkeypatch.setattr(np, 'save', save_once)
-    with pytest.raises(OSError, match='disk full'):
-        numbers(3).save(tmp_path / 'latents')
-    assert saved and not (tmp_path / 'latents').exists()
-    monkeypatch.undo()
-    numbers(3).save(tmp_path / 'latents')
-    assert len(Arrays.load(tmp_path / 'latents')) == 3
-
-
-def test_save_never_overwrites(tmp_path):
-    numbers(3).save(tmp_path / 'latents')
-    with pytest.raises(FileExistsError, match='latents'):
-        numbers(4).save(tmp_path / 'latents')
-
-
-def test_arrays_that_do_not_fit_are_named(tmp_path):
-    with pytest.raises(ValueError, match="'z': 3, 'label': 4"):
-        Arrays({'z': np.zeros(3), 'label': np.zeros(4)})
-    with pytest.raises(ValueError, match='object'):
-        Arrays({'caption': np.array(['a', 'bc'], object)})
-    with pytest.raises(FileNotFoundError, match='nowhere'):
-        Arrays.load(tmp_path / 'nowhere')

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from walt.diffusion.loss import DenoisingLoss
-from walt.diffusion.prediction import target
-from walt.diffusion.schedules import ContinuousLinear, DiscreteLinear, corrupt
+from walt.diffusion.loss import DenoisingLoss, min_snr_weight
+from walt.diffusion.prediction import target, to_z0_eps
+from walt.diffusion.schedules import ContinuousLinear, DiscreteLinear, RectifiedFlow, corrupt
 from walt.randomness import stream
 
 SHAPE = (6, 2, 3, 3, 4)
@@ -48,7 +48,7 @@ class Recorder:
         return self.denoise(z, t_B, cond)
 
 
-@pytest.mark.parametrize('parametrisation', ['v', 'eps', 'z0'])
+@pytest.mark.parametrize('parametrisation', ['v', 'eps', 'z0', 'flow'])
 def test_loss_is_the_mean_square_of_prediction_minus_target(parametrisation, z0, weights):
     schedule = DiscreteLinear(zero_terminal_snr=False)
     denoise = Recorder(_denoiser(weights))
@@ -61,6 +61,53 @@ def test_loss_is_the_mean_square_of_prediction_minus_target(parametrisation, z0,
     np.testing.assert_allclose(z_t, corrupt(z0, eps, *level), atol=1e-6)
     error = _denoiser(weights)(z_t, t_B, cond) - target(parametrisation, z0, eps, *level)
     np.testing.assert_allclose(loss_B, (np.asarray(error) ** 2).reshape(SHAPE[0], -1).mean(1), rtol=1e-5)
+
+
+WEIGHTS = {
+    'z0': lambda snr, capped: capped,
+    'eps': lambda snr, capped: capped / snr,
+    'v': lambda snr, capped: capped / (snr + 1),
+    'flow': lambda snr, capped: capped / (np.sqrt(snr) + 1) ** 2,
+}
+
+
+@pytest.mark.parametrize('parametrisation', WEIGHTS)
+def test_min_snr_weights_are_those_of_the_paper(parametrisation):
+    alpha, sigma = ContinuousLinear(zero_terminal_snr=False).alpha_sigma(jnp.array([0.01, 0.1, 0.2, 0.3, 0.6, 1.0]))
+    snr = np.asarray(alpha / sigma, np.float64) ** 2
+    assert (snr > 5).any() and (snr < 5).any()
+    expected = WEIGHTS[parametrisation](snr, np.minimum(snr, 5))
+    np.testing.assert_allclose(min_snr_weight(parametrisation, alpha, sigma, 5.0), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize('schedule', [ContinuousLinear(), RectifiedFlow()], ids=['circle', 'line'])
+@pytest.mark.parametrize('parametrisation', ['v', 'z0', 'flow'])
+def test_min_snr_weights_are_finite_at_both_ends_and_zero_at_zero_snr(parametrisation, schedule):
+    clean, noise = min_snr_weight(parametrisation, *schedule.alpha_sigma(jnp.array([0.0, 1.0])), 5.0)
+    assert clean == (5 if parametrisation == 'z0' else 0) and noise == 0
+
+
+def test_min_snr_makes_every_parametrisation_the_same_loss_of_z0(z0, weights):
+    """One prediction of z0, said in each way: the weighted losses are equal."""
+    schedule = ContinuousLinear(zero_terminal_snr=False)
+    losses = []
+    for name in WEIGHTS:
+
+        def denoise(z, t_B, cond, name=name):
+            level = schedule.alpha_sigma(t_B)
+            return target(name, *to_z0_eps('z0', _denoiser(weights)(z, t_B, cond), z, *level), *level)
+
+        losses.append(DenoisingLoss(schedule, name, 0.0, min_snr_gamma=5.0)(denoise, z0, COND, KEY)[0])
+    for other in losses[1:]:
+        np.testing.assert_allclose(other, losses[0], rtol=1e-2)
+
+
+def test_min_snr_weighs_the_loss_example_by_example(z0, weights):
+    schedule = DiscreteLinear()
+    plain, drawn = DenoisingLoss(schedule)(_denoiser(weights), z0, COND, KEY)
+    weighted, _ = DenoisingLoss(schedule, min_snr_gamma=2.0)(_denoiser(weights), z0, COND, KEY)
+    weight_B = min_snr_weight('v', *schedule.alpha_sigma(drawn['t_B']), 2.0)
+    np.testing.assert_allclose(weighted, plain * weight_B, rtol=1e-6)
 
 
 @pytest.mark.parametrize('schedule', [DiscreteLinear(), ContinuousLinear()])
@@ -171,5 +218,9 @@ def test_errors_name_the_values(z0):
         DenoisingLoss(DiscreteLinear(), 'velocity')
     with pytest.raises(ValueError, match=r'\[0, 1\], not 1\.5'):
         DenoisingLoss(DiscreteLinear(), self_conditioning=1.5)
+    with pytest.raises(ValueError, match="'v' does not go with RectifiedFlow"):
+        DenoisingLoss(RectifiedFlow())
+    with pytest.raises(ValueError, match='min_snr_gamma is None or positive, not 0'):
+        DenoisingLoss(DiscreteLinear(), min_snr_gamma=0)
     with pytest.raises(ValueError, match=r'\(6, 2, 3, 3, 1\) for latents of \(6, 2, 3, 3, 4\)'):
         DenoisingLoss(DiscreteLinear(), self_conditioning=0.0)(lambda z, t_B, cond: z[..., :1], z0, {}, KEY)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from walt.diffusion.schedules import ContinuousLinear, DiscreteLinear, corrupt
+from walt.diffusion.schedules import ContinuousLinear, Cosine, DiscreteLinear, RectifiedFlow, corrupt
 
 SCHEDULES = [kind(zero_terminal_snr=zsnr) for kind in (DiscreteLinear, ContinuousLinear) for zsnr in (True, False)]
 
@@ -146,3 +146,74 @@ def test_errors_name_both_values(kind):
 def test_more_sampler_steps_than_the_schedule_has_are_refused():
     with pytest.raises(ValueError, match='101 sampler steps do not fit a schedule of 100 steps'):
         DiscreteLinear(steps=100).sampling_times(101)
+
+
+def test_gamma_of_cosine_is_its_closed_form_up_to_the_last_step():
+    t = np.arange(1000) / 1000
+    alpha, sigma = Cosine().alpha_sigma(t)
+    closed = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    np.testing.assert_allclose(np.square(alpha, dtype=np.float64), closed, rtol=1e-5)
+    np.testing.assert_allclose(alpha**2 + sigma**2, 1, atol=3e-7)
+    assert (alpha[0], sigma[0]) == (1, 0)
+
+
+def test_the_last_beta_of_cosine_is_clipped():
+    alpha, _ = Cosine().alpha_sigma(np.array([0.999, 1.0]))
+    np.testing.assert_allclose((alpha[1] / alpha[0]) ** 2, 1 - 0.999, rtol=1e-3)
+    assert alpha[1] > 0 and not Cosine().zero_terminal_snr
+
+
+def test_cosine_trains_and_samples_on_its_grid():
+    t = Cosine(steps=5).draw_times(jax.random.key(0), (500,))
+    np.testing.assert_allclose(np.unique(t), [0.2, 0.4, 0.6, 0.8, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(Cosine(steps=10).sampling_times(3), [1, 0.7, 0.3, 0], atol=1e-6)
+
+
+def test_rectified_flow_is_the_straight_line():
+    t = jnp.array([0.0, 0.3, 1.0])
+    alpha, sigma = RectifiedFlow(shift=3.0).alpha_sigma(t)  # t is a time after the shift
+    np.testing.assert_array_equal(sigma, t)
+    np.testing.assert_array_equal(alpha, 1 - t)
+
+
+@pytest.mark.parametrize('shift', [0.1, 0.7, 1.0, 3.0])
+def test_sampling_times_are_shifted_and_keep_both_ends(shift):
+    t = np.arange(10, -1, -1) / 10
+    times = RectifiedFlow(shift=shift).sampling_times(10)
+    assert (times[0], times[-1], times.dtype) == (1, 0, np.float32) and (np.diff(times) < 0).all()
+    np.testing.assert_allclose(times, shift * t / (1 + (shift - 1) * t), rtol=1e-6)
+
+
+def test_a_shift_multiplies_the_ratio_of_noise_to_signal():
+    """sigma / alpha at every step: what sqrt(m / n) is for in arXiv:2403.03206."""
+    plain, shifted = (RectifiedFlow(shift=shift).sampling_times(8)[1:-1] for shift in (1.0, 3.0))
+    np.testing.assert_allclose(shifted / (1 - shifted), 3 * plain / (1 - plain), rtol=1e-5)
+
+
+def test_logit_normal_times_have_their_location_and_scale_and_the_shift_moves_them():
+    for shift in (1.0, 3.0):
+        schedule = RectifiedFlow(shift=shift, logit_normal=(-0.5, 0.8))
+        t = np.asarray(schedule.draw_times(jax.random.key(0), (20_000,)), np.float64)
+        logit = np.log(t / (1 - t))
+        np.testing.assert_allclose(logit.mean(), -0.5 + np.log(shift), atol=0.03)
+        np.testing.assert_allclose(logit.std(), 0.8, rtol=0.03)
+
+
+def test_uniform_times_are_shifted_as_those_of_the_sampler_are():
+    t = RectifiedFlow(shift=3.0).draw_times(jax.random.key(0), (4000,))
+    assert t.dtype == np.float32
+    u = np.array([0.1, 0.5, 0.9])
+    np.testing.assert_allclose(np.quantile(t, u), 3 * u / (1 + 2 * u), atol=0.03)
+
+
+def test_errors_of_cosine_and_rectified_flow_name_the_values():
+    with pytest.raises(ValueError, match='2 steps or more, not 1'):
+        Cosine(steps=1)
+    for fields in ({'offset': -0.1}, {'max_beta': 1.0}):
+        with pytest.raises(ValueError, match=r'do not hold for (-0\.1 and 0\.999|0\.008 and 1\.0)'):
+            Cosine(**fields)
+    with pytest.raises(ValueError, match='shift is positive, not 0'):
+        RectifiedFlow(shift=0)
+    for wrong in ((0.0, 0.0), (0.0,)):
+        with pytest.raises(ValueError, match=r'\(location, scale > 0\), not \(0\.0'):
+            RectifiedFlow(logit_normal=wrong)

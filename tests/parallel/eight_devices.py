@@ -1,16 +1,19 @@
 """Two training steps of tokenizer and denoiser on one and on eight virtual devices; `test_many_devices.py` runs it.
 
+The denoiser is told everything: label, text, given frames, low resolution; half of its rows are stacks of pictures.
+
 Prints, as JSON, {'TASK on DEVICES': [loss of step 1, loss of step 2, how many parameters are split]}.
 """
 
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh
 
-from walt.build import init_denoiser
+from walt.denoiser.conditions import NullText
 from walt.denoiser.walt import Walt
 from walt.diffusion.loss import DenoisingLoss
 from walt.diffusion.schedules import DiscreteLinear
@@ -21,6 +24,7 @@ from walt.tokenizer.autoencoder import Tokenizer
 from walt.tokenizer.bottleneck import Vq
 from walt.tokenizer.discriminator import Discriminator
 from walt.tokenizer.objective import Objective
+from walt.training.conditions import Conditioning
 from walt.training.denoiser_step import make_denoiser_step
 from walt.training.state import create
 from walt.training.tokenizer_step import create_tokenizer_state, make_tokenizer_step
@@ -48,18 +52,40 @@ def tasks():
     weights = dict(reconstruction=1.0, codebook=1.0, commitment=0.25, coverage=0.1, adversarial=0.1, r1=1.0, lecam=0.1)
     objective = Objective(tokenizer, weights, discriminator=Discriminator(channels=8, multipliers=(1, 2)))
     tokenizer_step = make_tokenizer_step(objective, OPTIMIZER, 0.9)
-    denoiser = Walt(latent_shape=(2, 4, 4, 2), classes=4, width=16, depth=2, heads=2, spatiotemporal_window=(2, 2))
-    denoiser_step = make_denoiser_step(denoiser, DenoisingLoss(DiscreteLinear()), OPTIMIZER, 0.9, 0.1)
+    denoiser = Walt(
+        latent_shape=(2, 4, 4, 2),
+        classes=4,
+        text_shape=(4, 6),
+        pooled_text=True,
+        frame_prediction=True,
+        upsample=2,
+        images=True,
+        width=16,
+        depth=2,
+        heads=2,
+        spatiotemporal_window=(2, 2),
+    )
+    schedule = DiscreteLinear()
+    conditioning = Conditioning(schedule, dropout=0.5, given_frames=(1,), given_noise=0.2)
+    denoiser_step = make_denoiser_step(denoiser, DenoisingLoss(schedule), OPTIMIZER, 0.9, conditioning)
+    null_text = NullText(jnp.ones((4, 6)), jnp.arange(4) < 1)
     return {
         'tokenizer': (
             lambda mesh: create_tokenizer_state(objective, OPTIMIZER, mesh, key, (3, 8, 8, 3)),
             lambda state, batch, key: tokenizer_step(state, None, batch, key),
         ),
         'denoiser': (
-            lambda mesh: create(init_denoiser(denoiser), OPTIMIZER, mesh, key),
+            lambda mesh: create(init(denoiser), OPTIMIZER, mesh, key, measured=null_text),
             lambda state, batch, key: denoiser_step(state, None, batch, key),
         ),
     }
+
+
+def init(denoiser):
+    """key -> variables."""
+    dtypes = {'label': jnp.int32, 'text_mask': bool, 'image': bool}
+    cond = {name: jnp.zeros((1, *shape), dtypes.get(name)) for name, shape in denoiser.conditions.items()}
+    return lambda key: denoiser.init(key, cond['estimate'], jnp.zeros(1), cond)
 
 
 def two_losses(step, new, mesh, layout, batch):
@@ -76,10 +102,22 @@ def two_losses(step, new, mesh, layout, batch):
 
 def main():
     rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
     batch = {
         'video': rng.integers(256, size=(4, 3, 8, 8, 3), dtype=np.uint8),
-        'z': rng.normal(size=(4, 2, 4, 4, 2)).astype(np.float32),
+        'z': normal(4, 2, 4, 4, 2),
+        'low': normal(4, 2, 2, 2, 2),
         'label': np.arange(4, dtype=np.int32),
+        'text': normal(4, 4, 6),
+        'text_mask': rng.random((4, 4)) < 0.7,
+        'images_z': normal(4, 1, 2, 4, 4, 2),
+        'images_low': normal(4, 1, 2, 2, 2, 2),
+        'images_label': rng.integers(4, size=(4, 1, 2), dtype=np.int32),
+        'images_text': normal(4, 1, 2, 4, 6),
+        'images_text_mask': rng.random((4, 1, 2, 4)) < 0.7,
     }
     result = {}
     for task, (create_on, step) in tasks().items():

@@ -1,4 +1,4 @@
-"""A model without a network, for loop and checkpoints: three numbers that follow the data and the noise of a step."""
+"""A frozen tokenizer; and, for loop and checkpoints, three numbers that follow the data and the noise of a step."""
 
 from types import SimpleNamespace
 
@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from walt.data.pipeline import batches
+from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
 from walt.training.state import State
 
 OPTIMIZER = optax.adam(0.1)
@@ -37,3 +38,9 @@ def train_step(state, batch, key):
 @pytest.fixture(scope='session')
 def toy():
     return SimpleNamespace(state=new_state, batches=new_batches, step=train_step)
+
+
+@pytest.fixture(scope='session')
+def frozen(small_tokenizer):
+    norm = LatentNorm(jnp.array([1.0, 2.0, 3.0]), jnp.array([0.5, 1.0, 2.0]))
+    return FrozenTokenizer(small_tokenizer.module, small_tokenizer.params, norm)

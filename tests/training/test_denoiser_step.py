@@ -1,4 +1,4 @@
-"""What the denoiser is trained on: normalised latents, and labels of which some are dropped."""
+"""A step of the denoiser: what it computes, whom it tells the null text, and what it measures."""
 
 import jax
 import jax.numpy as jnp
@@ -6,27 +6,27 @@ import numpy as np
 import optax
 import pytest
 
+from walt.denoiser.conditions import NullText
 from walt.diffusion.loss import DenoisingLoss
 from walt.diffusion.schedules import DiscreteLinear
 from walt.randomness import stream
-from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
-from walt.training.denoiser_step import drop_labels, make_denoiser_step, make_validation_loss, normalised_latents
+from walt.training.conditions import Conditioning
+from walt.training.denoiser_step import make_denoiser_step, make_validation_loss
 from walt.training.state import State
 
 OPTIMIZER = optax.sgd(0.1)
-LOSS = DenoisingLoss(DiscreteLinear())
+SCHEDULE = DiscreteLinear()
+LOSS = DenoisingLoss(SCHEDULE)
+ALL_DROPPED = Conditioning(SCHEDULE, dropout=1.0)
 
 
-@pytest.fixture
-def frozen(small_tokenizer):
-    norm = LatentNorm(jnp.array([1.0, 2.0, 3.0]), jnp.array([0.5, 1.0, 2.0]))
-    return FrozenTokenizer(small_tokenizer.module, small_tokenizer.params, norm)
+def state_of(params, measured=None):
+    return State(jnp.zeros((), jnp.int32), params, OPTIMIZER.init(params), params, measured)
 
 
 @pytest.fixture(scope='module')
 def state(small_denoiser):
-    params = small_denoiser.params
-    return State(jnp.zeros((), jnp.int32), params, OPTIMIZER.init(params), params)
+    return state_of(small_denoiser.params)
 
 
 @pytest.fixture(scope='module')
@@ -38,26 +38,12 @@ def batch():
 @pytest.fixture(scope='module')
 def step(small_denoiser):
     """Drops every label."""
-    return jax.jit(make_denoiser_step(small_denoiser.module, LOSS, OPTIMIZER, 0.9, label_dropout=1.0))
+    return jax.jit(make_denoiser_step(small_denoiser.module, LOSS, OPTIMIZER, 0.9, ALL_DROPPED))
 
 
 @pytest.fixture(scope='module')
 def validation_loss(small_denoiser):
-    return jax.jit(make_validation_loss(small_denoiser.module, LOSS))
-
-
-@pytest.mark.parametrize(('probability', 'least', 'most'), [(0.0, 0, 0), (0.1, 0.07, 0.13), (1.0, 1, 1)])
-def test_labels_are_replaced_by_the_null_class_with_the_probability(probability, least, most):
-    dropped_B = drop_labels(jnp.full(1000, 3), 10, probability, jax.random.key(0))
-    assert set(np.asarray(dropped_B).tolist()) <= {3, 10}
-    assert least <= (dropped_B == 10).mean() <= most
-
-
-def test_latents_from_disk_are_taken_as_they_are_and_clips_are_encoded(frozen, rng):
-    video = rng.integers(256, size=(2, 5, 16, 16, 3), dtype=np.uint8)
-    z = frozen.encode(video)
-    np.testing.assert_array_equal(normalised_latents(frozen, {'video': video}), z)
-    assert normalised_latents(frozen, {'z': z}) is z
+    return jax.jit(make_validation_loss(small_denoiser.module, LOSS, ALL_DROPPED))
 
 
 def test_a_dropped_label_has_no_influence(step, state, batch):
@@ -76,7 +62,7 @@ def test_a_step_has_the_loss_at_its_key_and_the_norm_of_its_gradient(step, valid
     np.testing.assert_allclose(metrics['loss'], validation_loss(state.params, None, null, key), rtol=1e-5)
     difference = jax.tree.map(lambda new, old: (old - new) / 0.1, after.params, state.params)
     np.testing.assert_allclose(metrics['gradient_norm'], optax.global_norm(difference), rtol=1e-3)
-    assert after.step == 1
+    assert after.step == 1 and set(metrics) == {'loss', 'gradient_norm'}
 
 
 def test_another_key_draws_other_times_and_noise(step, state, batch):
@@ -90,7 +76,46 @@ def test_validation_keeps_the_labels(validation_loss, state, batch):
     assert abs(losses[0] - losses[1]) > 1e-4
 
 
-@pytest.mark.parametrize('label_dropout', [-0.1, 1.1])
-def test_a_label_dropout_that_is_no_probability_is_refused(small_denoiser, label_dropout):
-    with pytest.raises(ValueError, match=rf'label_dropout .* \[0, 1\], not {label_dropout}'):
-        make_denoiser_step(small_denoiser.module, LOSS, OPTIMIZER, 0.9, label_dropout)
+@pytest.fixture(scope='module')
+def joint(tiny_denoiser):
+    """A denoiser of clips and pictures with texts, and a batch of one stack beside each of two clips."""
+    tiny = tiny_denoiser(images=True, text_shape=(3, 5))
+    rng = np.random.default_rng(6)
+    batch = {'video': rng.integers(256, size=(2, 5, 16, 16, 3), dtype=np.uint8)}
+    batch |= {'images': rng.integers(256, size=(2, 1, 2, 16, 16, 3), dtype=np.uint8)}
+    for prefix, lead in [('', (2,)), ('images_', (2, 1, 2))]:
+        batch[f'{prefix}text'] = rng.normal(size=(*lead, 3, 5)).astype(np.float32)
+        batch[f'{prefix}text_mask'] = np.ones((*lead, 3), bool)
+    tiny.batch, tiny.null_text = batch, NullText(jnp.ones((3, 5)), jnp.array([True, False, True]))
+    return tiny
+
+
+def test_the_losses_of_clips_and_of_pictures_are_told_apart(joint, frozen):
+    """Both make up the loss; other pictures change the one and leave the other."""
+    conditioning = Conditioning(SCHEDULE, dropout=0.0)
+    step = jax.jit(make_denoiser_step(joint.module, LOSS, OPTIMIZER, 0.9, conditioning))
+    others = joint.batch | {'images': 255 - joint.batch['images']}
+    first, other = (
+        step(state_of(joint.params), frozen, batch, jax.random.key(1))[1] for batch in (joint.batch, others)
+    )
+    for metrics in (first, other):
+        assert set(metrics) == {'loss', 'gradient_norm', 'loss_images', 'loss_clips'}
+        halves = (metrics['loss_images'] + metrics['loss_clips']) / 2
+        np.testing.assert_allclose(metrics['loss'], halves, rtol=1e-5)
+    np.testing.assert_allclose(first['loss_clips'], other['loss_clips'], rtol=1e-5)
+    assert abs(first['loss_images'] - other['loss_images']) > 1e-3
+
+
+def test_a_dropped_text_has_no_influence_and_the_null_text_of_the_state_has_one(joint, frozen):
+    step = jax.jit(make_denoiser_step(joint.module, LOSS, OPTIMIZER, 0.9, ALL_DROPPED))
+    other_text = joint.batch | {name: joint.batch[name] + 1 for name in ('text', 'images_text')}
+    other_null = joint.null_text.replace(text_SE=-joint.null_text.text_SE)
+    plain, told, null = (
+        step(state_of(joint.params, measured), frozen, batch, jax.random.key(1))[1]['loss']
+        for measured, batch in [
+            (joint.null_text, joint.batch),
+            (joint.null_text, other_text),
+            (other_null, joint.batch),
+        ]
+    )
+    assert plain == told and abs(plain - null) > 1e-4

@@ -11,6 +11,7 @@ from walt.build import init_denoiser
 from walt.denoiser.walt import Walt
 from walt.diffusion.loss import DenoisingLoss
 from walt.diffusion.schedules import DiscreteLinear
+from walt.training.conditions import Conditioning
 from walt.training.denoiser_step import make_denoiser_step
 from walt.training.optimizer import adafactor, adamw, muon
 from walt.training.parameters import in_out_axes, names
@@ -89,7 +90,7 @@ def test_every_optimizer_trains_a_denoiser(optimizer, small_denoiser):
     optimizer = optimizer(steps=41, learning_rate=0.02, warmup_steps=1, final_fraction=1.0)
     params = small_denoiser.params
     state = State(jnp.zeros((), jnp.int32), params, optimizer.init(params), params)
-    step = make_denoiser_step(denoiser, loss, optimizer, 0.9, label_dropout=0.0)
+    step = make_denoiser_step(denoiser, loss, optimizer, 0.9, Conditioning(DiscreteLinear(), dropout=0.0))
     z = np.random.default_rng(0).normal(size=(1, *denoiser.latent_shape)).astype(np.float32)
     batch = {'z': jnp.asarray(np.repeat(z, 8, axis=0)), 'label': jnp.full(8, 3)}
 
@@ -132,19 +133,23 @@ def test_muons_momentum_is_laid_out_as_the_matrices_and_adams_as_the_rest():
     assert boxed_names(opt_state) == [('layers', 'embed', 'mlp')] + [('layers', 'mlp')] * 2
 
 
-@pytest.mark.parametrize('parameter_scale', [False, True])
-def test_adafactor_is_that_of_optax_on_plain_matrices(parameter_scale, rng):
-    """Two steps, one of them clipped by its RMS, with weight decay and parameters of which one is zero."""
+@pytest.mark.parametrize(('parameter_scale', 'threshold'), [(False, 0.9), (True, 0.9), (False, 100.0)])
+def test_adafactor_is_that_of_optax_on_plain_matrices(parameter_scale, threshold, rng):
+    """Two steps, clipped by their RMS or not, of parameters of which one is zero."""
     params = {'kernel': rng.normal(size=(6, 5)), 'zero': np.zeros((4, 4)), 'bias': rng.normal(size=5)}
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-    options = {'clipping_threshold': 0.9, 'multiply_by_parameter_scale': parameter_scale, 'min_dim_size_to_factor': 5}
+    options = {
+        'clipping_threshold': threshold,
+        'multiply_by_parameter_scale': parameter_scale,
+        'min_dim_size_to_factor': 5,
+    }
     theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.adafactor(0.1, **options))
     ours = adafactor(
         steps=9,
         learning_rate=0.1,
         warmup_steps=0,
         final_fraction=1.0,
-        clip_threshold=0.9,
+        clip_threshold=threshold,
         parameter_scale=parameter_scale,
         min_side=5,
     )

@@ -15,6 +15,9 @@ from PIL import Image
 
 from walt.data.video_file import VideoFile
 
+# Of libx264, for videos that programs read, at any frame: a key frame at every twelfth.
+CLOSE_TO_LOSSLESS = {'crf': '4', 'preset': 'medium', 'g': '12', 'threads': '1'}
+
 
 def read_video(path: str | os.PathLike) -> tuple[np.ndarray, float]:
     """Returns the whole video, uint8 (T, H, W, 3), and its mean frame rate. Raises as VideoFile.open and read do."""
@@ -52,6 +55,16 @@ def write_mp4(
     frames = (av.VideoFrame.from_ndarray(frame, 'rgb24') for piece in pieces for frame in np.ascontiguousarray(piece))
     options = {'crf': '12', 'preset': 'slow', 'threads': '1'}
     _encode(path, frames, 'mp4', 'libx264', 'yuv420p', (height, width), fps, options)
+
+
+def write_mp4_for_training(path: str | os.PathLike, video_THWC: np.ndarray, fps: float = 8) -> None:
+    """Writes H.264 close to lossless, with colour at every pixel, which many players refuse.
+
+    Arguments as `write_mp4`; any height and width.
+    """
+    video_THWC = _enlarged(video_THWC, fps, scale=1)
+    frames = (av.VideoFrame.from_ndarray(frame, 'rgb24') for frame in np.ascontiguousarray(video_THWC))
+    _encode(path, frames, 'mp4', 'libx264', 'yuv444p', video_THWC.shape[1:3], fps, CLOSE_TO_LOSSLESS)
 
 
 def write_gif(path: str | os.PathLike, video_THWC: np.ndarray, fps: float = 8, scale: int = 1) -> None:

@@ -8,6 +8,15 @@ where y is v, and z~ is the denoiser's own estimate of z_0 (section 4.3, arXiv:2
 
 The paper says *estimate*, not of what; we read z_0, whatever the parametrisation. The first pass runs on the whole
 batch and is masked by example, so that shapes do not depend on the draw.
+
+The paper weights all times alike. Min-SNR (arXiv:2303.09556, section 3.4) weights the error of z0 by min(SNR, gamma),
+SNR = alpha^2 / sigma^2. At a given z_t every prediction y is affine in z0, so for the error of y the weight is
+
+    w = min(SNR, gamma) (dz0 / dy)^2        z0: min(SNR, gamma)            v: min(SNR, gamma) / (SNR + 1)
+                                            eps: min(SNR, gamma) / SNR     flow: min(SNR, gamma) / (sqrt(SNR) + 1)^2
+
+At zero SNR w is 0, except for eps: where sampling starts from it, its first pass is hardly trained. It is made for
+schedules that end above.
 """
 
 import dataclasses
@@ -26,18 +35,22 @@ class DenoisingLoss:
 
     Attributes:
         schedule: the noise schedule.
-        parametrisation: what the denoiser predicts: 'v', 'eps' or 'z0'.
+        parametrisation: what the denoiser predicts: 'v', 'eps', 'z0' or 'flow'.
         self_conditioning: p_sc. At 0 there is no first pass.
+        min_snr_gamma: gamma of the min-SNR weights, 5 in their paper; None weights all times by 1.
     """
 
     schedule: Schedule
     parametrisation: Parametrisation = 'v'
     self_conditioning: float = 0.9
+    min_snr_gamma: float | None = None
 
     def __post_init__(self):
         check(self.parametrisation, self.schedule)
         if not 0 <= self.self_conditioning <= 1:
             raise ValueError(f'self_conditioning is a probability in [0, 1], not {self.self_conditioning}')
+        if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
+            raise ValueError(f'min_snr_gamma is None or positive, not {self.min_snr_gamma}')
 
     def __call__(
         self, denoise: Denoise, z0: jax.Array, cond: Cond, key: jax.Array
@@ -72,4 +85,13 @@ class DenoisingLoss:
             raise ValueError(f'the denoiser predicts {prediction.shape} for latents of {z0.shape}')
         error = prediction.astype(jnp.float32) - target(self.parametrisation, z0, eps, alpha_B, sigma_B)
         loss_B = jnp.mean(jnp.square(error), axis=tuple(range(1, z0.ndim)))
+        if self.min_snr_gamma is not None:
+            loss_B = loss_B * min_snr_weight(self.parametrisation, alpha_B, sigma_B, self.min_snr_gamma)
         return loss_B, {'t_B': t_B, 'self_conditioned_B': self_conditioned_B}
+
+
+def min_snr_weight(parametrisation: Parametrisation, alpha_B: jax.Array, sigma_B: jax.Array, gamma: float) -> jax.Array:
+    """Returns w, (B,) float32, of the squared error of a prediction."""
+    one_B = jnp.ones_like(alpha_B)
+    slope_B, _ = to_z0_eps(parametrisation, one_B, jnp.zeros_like(one_B), alpha_B, sigma_B)  # affine in the prediction
+    return jnp.minimum(jnp.square(alpha_B / sigma_B), gamma) * jnp.square(slope_B)

@@ -8,6 +8,11 @@ The noisy latents and the velocity are the pair (z0, eps) in a rotated frame (ar
 so any one of v, eps and z0, together with z_t, gives the other two. W.A.L.T predicts v in every experiment; its paper
 prints v with the two factors swapped, we take the definition of the works that it cites.
 
+The right column inverts the left one only where alpha^2 + sigma^2 = 1, and elsewhere v is refused. The velocity of
+rectified flow (arXiv:2209.03003), which is dz_t / dt under its schedule, serves under every schedule:
+
+    u = eps - z0      z0 = (z_t - sigma u) / (alpha + sigma)      eps = (z_t + alpha u) / (alpha + sigma)           (3)
+
 Two of these ways end at the ends of the schedule: eps says nothing about z0 where alpha = 0, z0 nothing about eps where
 sigma = 0. The first is where sampling under zero terminal SNR starts, so that pair is refused; the second is the clean
 end, which nothing steps away from.
@@ -20,7 +25,7 @@ import jax
 
 from walt.diffusion.schedules import Schedule, over_trailing
 
-Parametrisation = Literal['v', 'eps', 'z0']
+Parametrisation = Literal['v', 'eps', 'z0', 'flow']
 
 Cond = dict[str, Any]
 """Conditioning: a tree of arrays, each with a leading axis B, for example `label` (B,) int32.
@@ -45,12 +50,17 @@ def _from_z0(z0, z_t, alpha, sigma):
     return z0, (z_t - alpha * z0) / sigma
 
 
-_TO_Z0_EPS = {'v': _from_v, 'eps': _from_eps, 'z0': _from_z0}
+def _from_flow(u, z_t, alpha, sigma):
+    return (z_t - sigma * u) / (alpha + sigma), (z_t + alpha * u) / (alpha + sigma)
+
+
+_TO_Z0_EPS = {'v': _from_v, 'eps': _from_eps, 'z0': _from_z0, 'flow': _from_flow}
 
 _TARGET = {
     'v': lambda z0, eps, alpha, sigma: alpha * eps - sigma * z0,
     'eps': lambda z0, eps, alpha, sigma: eps,
     'z0': lambda z0, eps, alpha, sigma: z0,
+    'flow': lambda z0, eps, alpha, sigma: eps - z0,
 }
 
 
@@ -79,5 +89,10 @@ def check(parametrisation: Parametrisation, schedule: Schedule):
     if parametrisation == 'eps' and schedule.zero_terminal_snr:
         raise ValueError(
             f"parametrisation 'eps' does not go with {schedule}: under zero terminal SNR alpha is 0 at t = 1, where "
-            "z_t is eps and says nothing about z0; choose 'v' or 'z0', or zero_terminal_snr=False"
+            'z_t is eps and says nothing about z0; choose another one, or a schedule without zero terminal SNR'
+        )
+    if parametrisation == 'v' and not schedule.variance_preserving:
+        raise ValueError(
+            f"parametrisation 'v' does not go with {schedule}: v gives back z0 and eps where alpha^2 + sigma^2 = 1, "
+            "which is not so there; choose 'flow' or 'z0'"
         )

@@ -3,7 +3,7 @@
     z_t = sqrt(gamma(t)) z_0 + sqrt(1 - gamma(t)) eps,    eps ~ N(0, I),    t in [0, 1]                             (1)
 
 where gamma falls from 1 (clean) to 0 (noise). We write alpha = sqrt(gamma) and sigma = sqrt(1 - gamma), so that
-alpha^2 + sigma^2 = 1.
+alpha^2 + sigma^2 = 1: the variance of latents of variance 1 is preserved.
 
 W.A.L.T's schedule (table 8) is linear in beta: from 1e-4 to 0.02 over K = 1000 steps. It has two readings,
 
@@ -16,12 +16,22 @@ from does not. W.A.L.T (section 5.2) shifts and scales alpha to end at zero SNR 
     alpha_k <- (alpha_k - alpha_K) alpha_1 / (alpha_1 - alpha_K)                                                    (4)
 
 which keeps the first step as it was; in the limit the first step is t = 0, where alpha = 1.
+
+Two more, neither of them the paper's. The cosine schedule (arXiv:2102.09672, section 3.2) ends a little above zero SNR,
+
+    beta_k = min(1 - f(k / K) / f((k - 1) / K), 0.999),    f(t) = cos^2(pi / 2 (t + 0.008) / 1.008)                 (5)
+
+and rectified flow (arXiv:2209.03003) leaves the circle for a straight line, alpha = 1 - t and sigma = t. Its times are
+drawn evenly or logit-normally (arXiv:2403.03206, section 3.1), and both those and the sampler's are shifted towards the
+noise (its section 5.3.2), by sqrt(m / n) for latents of m numbers where n need no shift:
+
+    t <- shift t / (1 + (shift - 1) t)                                                                              (6)
 """
 
 import dataclasses
 import functools
 import math
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +47,9 @@ class Schedule(Protocol):
     zero_terminal_snr: bool
     """Whether alpha is exactly 0 at t = 1."""
 
+    variance_preserving: bool
+    """Whether alpha^2 + sigma^2 = 1 at every t."""
+
     def alpha_sigma(self, t: jax.typing.ArrayLike) -> Level:
         """Returns alpha and sigma, float32, in the shape of `t` in [0, 1]: 0 is clean, 1 is noise."""
 
@@ -47,25 +60,15 @@ class Schedule(Protocol):
         """Returns the times 1, ..., 0 that a sampler of `steps` steps visits: (steps + 1,) float32, decreasing."""
 
 
-@dataclasses.dataclass(frozen=True)
-class DiscreteLinear:
-    """Equation (2): `steps` noise levels from a float64 table."""
+class _Discrete:
+    """A schedule of `steps` noise levels from a float64 table: `_alphas()` is alpha at the steps 1, ..., K."""
 
-    steps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    zero_terminal_snr: bool = True
-
-    def __post_init__(self):
-        _check_linear(self.steps, self.beta_start, self.beta_end)
+    variance_preserving: ClassVar[bool] = True
 
     @functools.cached_property
     def _table(self) -> tuple[np.ndarray, np.ndarray]:
         """alpha and sigma at the steps 0 (clean), 1, ..., K."""
-        alpha = np.sqrt(np.cumprod(1 - np.linspace(self.beta_start, self.beta_end, self.steps)))
-        if self.zero_terminal_snr:
-            alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
-        alpha = np.concatenate([[1.0], alpha])
+        alpha = np.concatenate([[1.0], self._alphas()])
         return alpha.astype(np.float32), np.sqrt(1 - alpha**2).astype(np.float32)
 
     def alpha_sigma(self, t: jax.typing.ArrayLike) -> Level:
@@ -86,6 +89,46 @@ class DiscreteLinear:
 
 
 @dataclasses.dataclass(frozen=True)
+class DiscreteLinear(_Discrete):
+    """Equation (2), the paper's schedule, and equation (4)."""
+
+    steps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    zero_terminal_snr: bool = True
+
+    def __post_init__(self):
+        _check_linear(self.steps, self.beta_start, self.beta_end)
+
+    def _alphas(self) -> np.ndarray:
+        alpha = np.sqrt(np.cumprod(1 - np.linspace(self.beta_start, self.beta_end, self.steps)))
+        if self.zero_terminal_snr:
+            alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+        return alpha
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine(_Discrete):
+    """Equation (5): `offset` keeps the first betas from vanishing, `max_beta` the last alpha."""
+
+    steps: int = 1000
+    offset: float = 0.008
+    max_beta: float = 0.999
+    zero_terminal_snr: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if self.steps < 2:
+            raise ValueError(f'a cosine schedule has 2 steps or more, not {self.steps}')
+        if self.offset < 0 or not 0 < self.max_beta < 1:
+            raise ValueError(f'0 <= offset and 0 < max_beta < 1 do not hold for {self.offset} and {self.max_beta}')
+
+    def _alphas(self) -> np.ndarray:
+        angle = (np.arange(self.steps + 1) / self.steps + self.offset) / (1 + self.offset) * np.pi / 2
+        gamma = np.square(np.cos(angle))
+        return np.sqrt(np.cumprod(1 - np.minimum(1 - gamma[1:] / gamma[:-1], self.max_beta)))
+
+
+@dataclasses.dataclass(frozen=True)
 class ContinuousLinear:
     """Equation (3): the limit of `DiscreteLinear` with the same fields; beta_start and beta_end are per step of it."""
 
@@ -93,6 +136,7 @@ class ContinuousLinear:
     beta_start: float = 1e-4
     beta_end: float = 0.02
     zero_terminal_snr: bool = True
+    variance_preserving: ClassVar[bool] = True
 
     def __post_init__(self):
         _check_linear(self.steps, self.beta_start, self.beta_end)
@@ -126,6 +170,46 @@ class ContinuousLinear:
     def sampling_times(self, steps: int) -> np.ndarray:
         """Returns `steps` + 1 evenly spaced times from 1 to 0."""
         return _trailing(steps).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class RectifiedFlow:
+    """alpha = 1 - t, sigma = t.
+
+    Attributes:
+        shift: of equation (6); 1 is none, 3 is the choice of arXiv:2403.03206 for pictures of 1024 pixels a side.
+        logit_normal: (location, scale) of logit(t) in training, before the shift; None draws t ~ U(0, 1).
+    """
+
+    shift: float = 1.0
+    logit_normal: tuple[float, float] | None = None
+    zero_terminal_snr: ClassVar[bool] = True
+    variance_preserving: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if self.shift <= 0:
+            raise ValueError(f'shift is positive, not {self.shift}')
+        if self.logit_normal is not None and (len(self.logit_normal) != 2 or self.logit_normal[1] <= 0):
+            raise ValueError(f'logit_normal is None or (location, scale > 0), not {self.logit_normal}')
+
+    def _shifted(self, t):
+        return self.shift * t / (self.shift * t + (1 - t))  # as (6), and exact at both ends
+
+    def alpha_sigma(self, t: jax.typing.ArrayLike) -> Level:
+        """Returns alpha and sigma, float32, in the shape of `t`, which is a time after the shift."""
+        t = jnp.asarray(t, jnp.float32)
+        return 1 - t, t
+
+    def draw_times(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Draws t as `logit_normal` says, and shifts it."""
+        if self.logit_normal is None:
+            return self._shifted(jax.random.uniform(key, shape, jnp.float32))
+        location, scale = self.logit_normal
+        return self._shifted(jax.nn.sigmoid(location + scale * jax.random.normal(key, shape, jnp.float32)))
+
+    def sampling_times(self, steps: int) -> np.ndarray:
+        """Returns `steps` + 1 times from 1 to 0, evenly spaced before the shift."""
+        return self._shifted(_trailing(steps)).astype(np.float32)
 
 
 def corrupt(z0: jax.Array, eps: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:

@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 
 from walt.denoiser.conditions import NullText, abstract, given_frames, without
 from walt.denoiser.walt import Walt
-from walt.diffusion.guidance import classifier_free
-from walt.diffusion.prediction import Parametrisation
+from walt.diffusion.guidance import Scale, autoguidance, by_condition
+from walt.diffusion.prediction import Denoise, Parametrisation
 from walt.diffusion.sampler import draw_noise, sample
 from walt.diffusion.schedules import Schedule, corrupt
 from walt.diffusion.steppers import Stepper
@@ -32,6 +32,14 @@ EncodeText = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
+class Weak:
+    """A smaller or less trained denoiser of the same latents and conditions, and its parameters."""
+
+    denoiser: Walt
+    params: Any
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """Samples clips of one resolution.
 
@@ -39,11 +47,12 @@ class Stage:
         denoiser, params: the network and its (averaged) parameters.
         frozen: the tokenizer whose latents it was trained on.
         schedule, parametrisation, self_conditioning: as in training.
-        stepper, steps, guidance: the sampler; guidance 1 is none.
+        stepper, steps, guidance, rescale: the sampler; guidance 1 is none, and rescale 0.
         mesh: the devices that share a batch.
         encode_text, null_text: of a denoiser with text.
         most_given: latent frames that are given to go on from, at most; as in training.
-        frames_guidance: guidance towards the given frames, over and above that towards label and text; 1 is none.
+        frames_guidance: guidance towards the given frames, which `guidance` towards label and text adds to; 1 is none.
+        weak, weak_guidance: autoguidance, away from another denoiser, after all other guidance; 1 is none.
         frames_noise: given frames have the noise of this time, against drift in long videos.
         low_noise: low-resolution latents have the noise of this time.
     """
@@ -56,12 +65,15 @@ class Stage:
     self_conditioning: bool
     stepper: Stepper
     steps: int
-    guidance: float
+    guidance: Scale
     mesh: Mesh
     encode_text: EncodeText | None = None
     null_text: NullText | None = None
     most_given: int = 2
-    frames_guidance: float = 1.0
+    rescale: float = 0.0
+    frames_guidance: Scale = 1.0
+    weak: Weak | None = None
+    weak_guidance: Scale = 1.0
     frames_noise: float = 0.0
     low_noise: float = 0.0
 
@@ -161,20 +173,15 @@ class Stage:
     def _sample(self):
         return jax.jit(self.sample_latents)
 
-    def sample_latents(self, params, null_text: NullText | None, rows: Mapping[str, jax.Array]) -> jax.Array:
+    def sample_latents(
+        self, params, null_text: NullText | None, rows: Mapping[str, jax.Array], weak_params=None
+    ) -> jax.Array:
         """What `latents` compiles: rows of `conditions` with a `key` each -> normalised latents."""
         rows = dict(rows)
         key_B = rows.pop('key')
         cond, given_BT, given = self._noised(rows, key_B)
-
-        def denoise(z, t_B, cond):
-            return self.denoiser.apply({'params': params}, z, t_B, cond)
-
-        def null(cond):
-            return without(cond, ('label', 'text'), classes=self.denoiser.classes, null_text=null_text)
-
         z = sample(
-            classifier_free(denoise, self.guidance, null),
+            self._guided(params, null_text, weak_params),
             draw_noise(key_B, self.denoiser.latent_shape),
             cond,
             schedule=self.schedule,
@@ -185,6 +192,19 @@ class Stage:
             parametrisation=self.parametrisation,
         )
         return z if given_BT is None else jnp.where(given_BT[..., None, None, None], given, z)
+
+    def _guided(self, params, null_text: NullText | None, weak_params) -> Denoise:
+        def null(*parts: str):
+            return functools.partial(without, parts=parts, classes=self.denoiser.classes, null_text=null_text)
+
+        def of(denoiser: Walt, params) -> Denoise:
+            return lambda z, t_B, cond: denoiser.apply({'params': params}, z, t_B, cond)
+
+        guides = [(self.guidance, null('label', 'text')), (self.frames_guidance, null('frames'))]
+        denoise = by_condition(of(self.denoiser, params), guides, self.rescale)
+        if self.weak is None:
+            return denoise
+        return autoguidance(denoise, of(self.weak.denoiser, weak_params), self.weak_guidance, self.rescale)
 
     def abstract_rows(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The rows of `sample_latents`, in shapes."""
@@ -220,7 +240,8 @@ class Stage:
             key_B: a key for every row.
         """
         with activate(self.mesh):
-            return self._sample(self.params, self.null_text, put_batch(self.mesh, rows) | {'key': key_B})
+            rows = put_batch(self.mesh, rows) | {'key': key_B}
+            return self._sample(self.params, self.null_text, rows, self.weak and self.weak.params)
 
     def encode(self, video_BTHWC: np.ndarray, pictures: bool = False) -> np.ndarray:
         """uint8 clips -> normalised latents; `pictures`: every frame is one by itself."""

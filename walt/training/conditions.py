@@ -6,7 +6,8 @@
     text   (B, S, E), text_mask (B, S)                      text     (R, S, E), or (R, t, S, E); text_mask
     low    latents at low resolution, else made of video    low      (R, t, h / u, w / u, C)
     images        uint8 (B, k, t, H, W, 3), or images_z     image    (R,), which rows are stacks of t pictures
-    images_label  (B, k, t), images_text, images_text_mask, images_low
+    images_label  (B, k, t), images_text, images_text_mask
+    images_low    as low, else made of images
 
 R = B, or B (1 + k) in joint training, where each clip comes with k stacks of pictures (W.A.L.T, section 4.1). What a
 denoiser has no use for is passed over; what it needs and the batch does not have is an error.
@@ -27,6 +28,23 @@ from walt.tokenizer.pixels import from_uint8, to_uint8
 Rows = dict[str, jax.Array]
 
 _ROW_WISE = ('label', 'text', 'text_mask')
+# The pixels that latents can be made of.
+_PIXELS = {'z': 'video', 'low': 'video', 'images_z': 'images', 'images_low': 'images'}
+
+
+def to_latents(frozen: FrozenTokenizer, batch, denoiser: Walt) -> Rows:
+    """The latents that a denoiser needs and a batch has as pixels only, under the names that they have in a batch."""
+
+    def make(name: str):
+        pixels = batch[_PIXELS[name]]
+        pixels = shrink(pixels, denoiser.upsample) if name.endswith('low') else pixels
+        return _encode_each(frozen, pixels) if name.startswith('images') else frozen.encode(pixels)
+
+    return {
+        name: make(name)
+        for name in _needed(denoiser)
+        if name in _PIXELS and name not in batch and _PIXELS[name] in batch
+    }
 
 
 def latent_rows(frozen: FrozenTokenizer, batch, denoiser: Walt) -> Rows:
@@ -35,50 +53,47 @@ def latent_rows(frozen: FrozenTokenizer, batch, denoiser: Walt) -> Rows:
     Raises:
         ValueError: if the batch lacks something that the denoiser is built for.
     """
-    wanted = [name for name in _ROW_WISE if name in denoiser.conditions]
-    rows = {'z': batch['z'] if 'z' in batch else frozen.encode(batch['video'])}
-    if denoiser.upsample > 1:
-        rows['low'] = batch['low'] if 'low' in batch else frozen.encode(shrink(batch['video'], denoiser.upsample))
-    missing = [name for name in wanted if name not in batch]
-    if denoiser.images and not {'images', 'images_z'} & set(batch):
-        missing.append('images')
-    if missing:
+    either = [(name, *([_PIXELS[name]] if name in _PIXELS else [])) for name in _needed(denoiser)]
+    if missing := [' or '.join(names) for names in either if not set(names) & set(batch)]:
         raise ValueError(f'the denoiser needs {missing} of a batch, which has {sorted(batch)}')
-    rows |= {name: batch[name] for name in wanted}
-    return _with_images(frozen, batch, rows, denoiser.upsample) if denoiser.images else rows
+    there = dict(batch) | to_latents(frozen, batch, denoiser)
+    rows = {name: there[name] for name in _of_clips(denoiser)}
+    return _with_images(rows, {name: there[f'images_{name}'] for name in rows}) if denoiser.images else rows
 
 
-def _with_images(frozen: FrozenTokenizer, batch, rows: Rows, upsample: int) -> Rows:
+def _of_clips(denoiser: Walt) -> list[str]:
+    """What a row is made of."""
+    rest = [name for name in _ROW_WISE if name in denoiser.conditions]
+    return ['z', *rest, *(['low'] if denoiser.upsample > 1 else [])]
+
+
+def _needed(denoiser: Walt) -> list[str]:
+    """What a batch has of clips, and of stacks of pictures."""
+    names = _of_clips(denoiser)
+    return names + [f'images_{name}' for name in names] * denoiser.images
+
+
+def _with_images(rows: Rows, stacks: Rows) -> Rows:
     """Stacks of pictures as further rows; clips repeat label and text for each of their latent frames."""
-
-    def stacks(name: str, factor: int):
-        if name in batch:
-            return batch[name]
-        alone = batch['images'].reshape(-1, 1, *batch['images'].shape[3:])
-        z = frozen.encode(shrink(alone, factor) if factor > 1 else alone)
-        return z.reshape(*batch['images'].shape[:3], *z.shape[2:])
-
-    frames, z_BKTHWC = rows['z'].shape[1], stacks('images_z', 1)
-    if z_BKTHWC.shape[2] != frames:
-        raise ValueError(f'stacks of {z_BKTHWC.shape[2]} pictures beside clips of {frames} latent frames')
-
-    def joined(of_clips, of_stacks):
-        return jnp.concatenate([of_clips, of_stacks.reshape(-1, *of_stacks.shape[2:])])
-
-    image_R = jnp.arange(len(rows['z']) * (1 + z_BKTHWC.shape[1])) >= len(rows['z'])
-    merged = {'z': joined(rows.pop('z'), z_BKTHWC), 'image': image_R}
-    if 'low' in rows:
-        merged['low'] = joined(rows.pop('low'), stacks('images_low', upsample))
-    for name, of_clips in rows.items():
-        merged[name] = joined(jnp.repeat(of_clips[:, None], frames, axis=1), batch[f'images_{name}'])
-    return merged
+    frames = rows['z'].shape[1]
+    if stacks['z'].shape[2] != frames:
+        raise ValueError(f'stacks of {stacks["z"].shape[2]} pictures beside clips of {frames} latent frames')
+    clips = {name: jnp.repeat(row[:, None], frames, axis=1) if name in _ROW_WISE else row for name, row in rows.items()}
+    joined = {name: jnp.concatenate([clips[name], stacks[name].reshape(-1, *stacks[name].shape[2:])]) for name in clips}
+    return joined | {'image': jnp.arange(len(joined['z'])) >= len(clips['z'])}
 
 
-def shrink(video_BTHWC, factor: int):
-    """uint8 clips at 1 / `factor` of their height and width, each pixel the mean of those it covers."""
-    batch, frames, height, width, channels = video_BTHWC.shape
-    cells = from_uint8(video_BTHWC).reshape(batch, frames, height // factor, factor, width // factor, factor, channels)
-    return to_uint8(cells.mean((3, 5)))
+def _encode_each(frozen: FrozenTokenizer, pictures_BKTHWC):
+    """Latents (B, k, T, h, w, C) of pictures, each by itself."""
+    z_N1HWC = frozen.encode(pictures_BKTHWC.reshape(-1, 1, *pictures_BKTHWC.shape[3:]))
+    return z_N1HWC.reshape(*pictures_BKTHWC.shape[:3], *z_N1HWC.shape[2:])
+
+
+def shrink(pixels, factor: int):
+    """uint8 (..., H, W, C) at 1 / `factor` of height and width, each pixel the mean of those it covers."""
+    *leading, height, width, channels = pixels.shape
+    cells = from_uint8(pixels).reshape(*leading, height // factor, factor, width // factor, factor, channels)
+    return to_uint8(cells.mean((-4, -2)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -114,10 +114,10 @@ def create(
 
     def new(key):
         params = init(key)['params']
-        ema, *others = (jax.tree.map(jnp.copy, params) for _ in range(1 + len(more)))
+        ema = jax.tree.map(jnp.copy, params)
         opposed = adversary and adversary(stream(key, 'adversary'))
-        of_more = dict(zip(more, others)) or None
-        return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema, measured, opposed, of_more)
+        more_ema = {name: jax.tree.map(jnp.copy, params) for name in more} or None
+        return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema, measured, opposed, more_ema)
 
     layout = shardings(mesh, _without_empty_boxes(jax.eval_shape(new, key)))
     state = jax.jit(lambda key: nn.unbox(new(key)), out_shardings=layout)(key)
