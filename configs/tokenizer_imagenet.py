@@ -44,7 +44,11 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     config.optimizer = dict(
         name='adamw',
         learning_rate=1e-4,
-        warmup_steps=5005,  # an epoch, b1=0.0, b2=0.99, weight_decay=0.0, clip_norm=1.0
+        warmup_steps=5005,  # an epoch
+        b1=0.0,
+        b2=0.99,
+        weight_decay=0.0,
+        clip_norm=1.0,
     )
     config.ema_decay = 0.999
     config.latent_norm_batches = 64

@@ -163,6 +163,12 @@ def test_the_smoke_mode_is_a_few_steps_with_everything_in_them(name):
         assert smoke[every] < smoke.steps, every
 
 
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_the_papers_tokenizers_train_as_magvit_v2_did(name):
+    section = get_config(name).optimizer
+    assert (section.learning_rate, section.b1, section.b2, section.weight_decay) == (1e-4, 0.0, 0.99, 0.0)
+
+
 def test_sections_become_the_objects_that_they_name():
     source = build.source({'name': 'moving_digits', 'frames': 5, 'speed': [1, 2]}, 'validation')
     assert source == MovingDigits('validation', frames=5, speed=(1, 2))

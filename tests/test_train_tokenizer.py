@@ -2,20 +2,24 @@
 
 import contextlib
 import io
+import itertools
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from tiny import DATA, binary, tokenizer_config
 
-from walt.tokenizer.pixels import check_brightness, check_unit
+from walt.tokenizer.frozen import LatentNorm
+from walt.tokenizer.pixels import check_brightness, check_unit, from_uint8
 
 
 def full_config(**changes) -> dict:
     """All terms, a feature network, a discriminator and a code book; four steps, saved at 2 and 4."""
-    config = tokenizer_config()
+    config = tokenizer_config() | {'seed': 3, 'latent_norm_batches': 2, 'validation_batches': 2}
     config['data'] = DATA | {'size': 24}
     config['losses'] = dict(reconstruction=5.0, perceptual=0.1, adversarial=0.1, r1=1.0, lecam=0.01)
     config['losses'] |= dict(codebook=1.0, commitment=0.25, coverage=0.25, scale_equivariance=0.25)
@@ -42,12 +46,11 @@ def full(train, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def images(train, tmp_path_factory):
-    """The workdir of an image tokenizer with the widths of `tokenizer_config`."""
-    workdir, config = tmp_path_factory.mktemp('images'), tokenizer_config()
+    """`workdir`, `state`, `config` of an image tokenizer as wide as `tokenizer_config`; its average has no memory."""
+    workdir, config = tmp_path_factory.mktemp('images'), tokenizer_config() | {'ema_decay': 0.0}
     config['data'] = DATA | {'frames': 1}
     config['tokenizer'] |= {'kernel_t': 1, 'temporal_strides': (1, 1)}
-    train(config, workdir)
-    return workdir
+    return SimpleNamespace(workdir=workdir, state=train(config, workdir), config=config)
 
 
 def assert_same(tree, other):
@@ -78,6 +81,49 @@ def test_the_run_tells_of_every_term_and_of_held_out_clips(full):
     assert b'validation/reconstructions' in record and b'\x89PNG' in record
 
 
+def test_the_averaged_parameters_are_what_is_validated_and_whose_latents_are_measured(full):
+    """On as many batches as the configuration says, in the order of its seed."""
+    workdir, state, _ = full
+    program, config = binary('train_tokenizer'), full_config()
+    module = program.build.tokenizer_objective(config).tokenizer
+
+    def clips(split):
+        source = program.build.source(config['data'], split)
+        return [batch['video'] for batch in itertools.islice(program.process_batches(source, 4, seed=3), 2)]
+
+    validate = program.make_tokenizer_validation(module)
+    averaged, last = (validate(params, None, clips('validation')) for params in (state.ema, state.params))
+    logged = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    logged = next(row for row in reversed(logged) if 'validation/psnr' in row)
+    for name in ('psnr', 'latent_mean/0', 'latent_std/1'):
+        np.testing.assert_allclose(logged[f'validation/{name}'], averaged[name], rtol=1e-4, err_msg=name)
+    assert abs(last['psnr'] - averaged['psnr']) > 1e-3 * averaged['psnr']
+    encode = jax.jit(lambda video: module.apply({'params': state.ema}, from_uint8(video), method='encode'))
+    norm = LatentNorm.measure(encode(video) for video in clips('train'))
+    np.testing.assert_allclose(state.measured.mean_C, norm.mean_C, atol=1e-5)
+    np.testing.assert_allclose(state.measured.std_C, norm.std_C, atol=1e-5)
+
+
+def test_the_decay_of_the_average_is_the_configurations(images, full):
+    state, slow = images.state, full[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.ema, state.params)
+    kernels = [tree['encoder']['stem']['kernel'] for tree in (slow.ema, slow.params)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 1e-4
+
+
+def test_another_seed_is_another_network(train, tmp_path, monkeypatch):
+    """By what training starts with."""
+    program = binary('train_tokenizer')
+    monkeypatch.setattr(program, 'fit', lambda step, state, *_, **options: state)
+    start = [
+        train(tokenizer_config() | {'seed': seed}, tmp_path / f'{number}') for number, seed in enumerate((0, 0, 1))
+    ]
+    kernels = [state.params['encoder']['stem']['kernel'] for state in start]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert np.abs(kernels[0] - kernels[2]).max() > 1e-2
+    assert_same(start[0].ema, start[0].params)
+
+
 def test_held_out_clips_are_measured_in_a_feature_network_and_by_their_codes(full):
     evaluate = binary('evaluate')
     frozen, config, _ = evaluate.build.restore_tokenizer(str(full[0]), evaluate.make_mesh())
@@ -105,9 +151,13 @@ def test_a_run_prints_what_is_on_and_off(full):
 
 
 def test_a_second_stage_trains_the_decoder_of_another_run(full, train, tmp_path):
-    first, state, _ = full
-    start = dict(tokenizer_dir=str(first), freeze_encoder=True)
-    after = train(full_config(start=start), tmp_path)
+    """And, once it has begun, goes on without that run."""
+    state = full[1]
+    first = shutil.copytree(full[0], tmp_path / 'first')
+    config = full_config(start=dict(tokenizer_dir=str(first), freeze_encoder=True))
+    after = train(config, tmp_path / 'second')
+    shutil.rmtree(first)
+    assert_same(train(config, tmp_path / 'second'), after)
     for part in ('encoder', 'bottleneck'):
         assert_same(after.params[part], state.ema[part])
         assert_same(after.ema[part], state.ema[part])
@@ -121,18 +171,18 @@ def test_a_video_tokenizer_starts_from_one_of_images(images, train, tmp_path):
     config = tokenizer_config()
     objective = program.build.tokenizer_objective(config)
     mesh = program.make_mesh()
-    frozen, _, _ = program.build.restore_tokenizer(str(images), mesh)
+    frozen, _, _ = program.build.restore_tokenizer(str(images.workdir), mesh)
     state, _ = program.create_tokenizer_state(
         objective, program.build.optimizer(config['optimizer'], 4), mesh, jax.random.key(0), (5, 16, 16, 3)
     )
-    params = program.build.starting_params(str(images), objective.tokenizer, state.params, mesh)
+    params = program.build.starting_params(str(images.workdir), objective.tokenizer, state.params, mesh)
     frame = np.random.default_rng(0).uniform(size=(1, 1, 16, 16, 3)).astype(np.float32)
     before, now = (
         jax.jit(lambda params, module=module: module.apply({'params': params}, frame)[0])(params)
         for module, params in ((frozen.module, frozen.params), (objective.tokenizer, params))
     )
     np.testing.assert_allclose(now, before, atol=1e-5)
-    config['start'] = dict(tokenizer_dir=str(images), freeze_encoder=False)
+    config['start'] = dict(tokenizer_dir=str(images.workdir), freeze_encoder=False)
     assert train(config, tmp_path).step == 4
 
 
@@ -160,14 +210,25 @@ def test_another_bottleneck_or_discriminator_on_resume_is_refused_with_both(full
         train(config, full[0])
 
 
-def test_a_checkpoint_without_a_discriminator_is_refused_with_both(trained, train, tmp_path):
+def test_a_checkpoint_without_a_discriminator_is_refused_with_both(images, train, tmp_path):
     """Also if nothing tells which configuration wrote it."""
-    workdir = shutil.copytree(trained.folder / 'tokenizer', tmp_path / 'copy')
+    workdir = shutil.copytree(images.workdir, tmp_path / 'copy')
     (workdir / 'config.json').unlink()
-    config = tokenizer_config() | {'discriminator': dict(name='residual_3d', channels=4, multipliers=(1,))}
+    config = images.config | {'discriminator': dict(name='residual_3d', channels=4, multipliers=(1,))}
     config['losses'] = dict(reconstruction=5.0, adversarial=0.1, r1=1.0, lecam=0.01)
     with pytest.raises(ValueError, match=r'4 in .* has no discriminator, the configuration has a discriminator'):
         train(config, workdir)
+
+
+def test_data_of_nothing_but_black_are_refused_before_anything_is_written(train, tmp_path):
+    """Most likely pixels in 0..1 that lost their fractions."""
+    for number in range(40):
+        (tmp_path / 'pictures').mkdir(exist_ok=True)
+        Image.new('RGB', (16, 16), (1, 0, 1)).save(tmp_path / 'pictures' / f'{number}.png')
+    data = dict(name='image_folder', root=str(tmp_path / 'pictures'), size=16)
+    with pytest.raises(ValueError, match=r'0\.\.255, got one in 0\.\.1'):
+        train(tokenizer_config() | {'data': data}, tmp_path / 'new')
+    assert not (tmp_path / 'new').exists()
 
 
 def test_pixels_in_another_range_are_refused_with_both_ranges():

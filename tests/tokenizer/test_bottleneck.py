@@ -5,7 +5,9 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import linen as nn
 
 from walt.tokenizer.autoencoder import Tokenizer
 from walt.tokenizer.bottleneck import Continuous, Fsq, Kl, Lfq, Vq, code_counts, code_metrics
@@ -119,6 +121,27 @@ def test_of_vqs_terms_one_moves_h_and_two_move_codes(rng):
     assert (moved['coverage'][0] > 1e-6).all()  # and all of them
 
 
+def test_vqs_codes_find_data_that_fill_a_small_part_of_the_sphere(rng):
+    """In 200 steps of Adam, from wherever they start."""
+    module, optimizer = Vq(codes=64), optax.adam(2e-3)
+    h = jnp.asarray(3 * np.ones(4) + rng.normal(size=(512, 4)), jnp.float32)
+
+    def loss(params):
+        bottled = module.apply({'params': params}, h)
+        return bottled.terms['codebook'] + 0.25 * bottled.terms['coverage'], bottled.codes_BTHW
+
+    def update(carry, _):
+        params, state = carry
+        updates, state = optimizer.update(jax.grad(loss, has_aux=True)(params)[0], state)
+        return (optax.apply_updates(params, updates), state), None
+
+    params = nn.unbox(module.init(jax.random.key(0), h))['params']
+    before = code_metrics(code_counts(loss(params)[1], 64))
+    (params, _), _ = jax.jit(lambda start: jax.lax.scan(update, start, length=200))((params, optimizer.init(params)))
+    after = code_metrics(code_counts(loss(params)[1], 64))
+    assert before['perplexity'] < 8 and after['perplexity'] > 25, (before, after)
+
+
 def test_kl_is_that_of_the_gaussian_and_is_0_for_the_unit_one(h):
     zero = Kl().apply({}, jnp.zeros((1, 1, 2, 2, 6)))
     np.testing.assert_allclose(zero.terms['kl'], 0, atol=1e-6)
@@ -140,6 +163,13 @@ def test_kl_draws_by_its_key_around_the_mean_it_encodes_to():
     assert (drawn != Kl().apply({}, h, jax.random.key(1)).z_BTHWC).all()
 
 
+def test_kl_stays_finite_where_the_encoder_puts_out_a_variance_beyond_all_bounds():
+    h = jnp.full((1, 1, 1, 1, 6), 200.0).at[..., 4:].set(-1e6)
+    value, gradient = jax.value_and_grad(lambda h: Kl().apply({}, h, jax.random.key(0)).terms['kl'])(h)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+    assert np.isfinite(Kl().apply({}, h, jax.random.key(0)).z_BTHWC).all()
+
+
 @pytest.mark.parametrize('group_bits', [3, 2])
 def test_lfqs_entropy_is_that_of_a_softmax_over_all_codes(group_bits, rng):
     h = jnp.asarray(0.3 * rng.normal(size=(50, CHANNELS)), jnp.float32)
@@ -156,6 +186,18 @@ def test_lfqs_entropy_is_that_of_a_softmax_over_all_codes(group_bits, rng):
         np.testing.assert_allclose(term, joint, rtol=1e-4)
     else:  # the entropy of groups is at least that of all together
         assert term <= joint
+
+
+def test_lfqs_commitment_pulls_h_to_its_code():
+    h = jnp.array([[-0.3, 0.4, 2.0]])
+    value, gradient = jax.value_and_grad(lambda h: Lfq().apply({}, h).terms['commitment'])(h)
+    np.testing.assert_allclose(value, (0.7**2 + 0.6**2 + 1) / 3, rtol=1e-5)
+    np.testing.assert_allclose(gradient, 2 / 3 * np.array([[0.7, -0.6, 1.0]]), rtol=1e-5)
+
+
+def test_lfqs_entropy_has_a_gradient_where_every_h_is_sure_of_one_code():
+    gradient = jax.grad(lambda h: Lfq().apply({}, h).terms['entropy'])(jnp.full((5, CHANNELS), 3.0))
+    assert np.isfinite(gradient).all()
 
 
 def test_perplexity_and_use_of_codes():

@@ -28,6 +28,50 @@ def test_each_clip_has_a_logit_of_its_own(rng, random_parameters):
     assert logits.shape == (3,) and logits.dtype == jnp.float32
     assert np.ptp(logits) > 1e-2
     np.testing.assert_allclose(jax.jit(module.apply)({'params': params}, video[1:2]), logits[1:2], rtol=1e-4)
+    half = module.clone(dtype=jnp.bfloat16)
+    assert jax.eval_shape(half.apply, {'params': params}, video).dtype == jnp.float32
+
+
+def test_it_is_the_drawing(rng, random_parameters):
+    """Line by line, with XLA's own convolution and a blur that is a convolution too."""
+    module = Discriminator(channels=4, multipliers=(2,))
+    video = jnp.asarray(rng.uniform(size=(2, 5, 8, 8, 3)), jnp.float32)
+    params = random_parameters(module, video)
+
+    def convolve(x, kernel, strides=(1, 1, 1), padding=(1, 1, 1), groups=1):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            strides,
+            [(n, n) for n in padding],
+            dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC'),
+            feature_group_count=groups,
+        )
+
+    def leaky(x):
+        return jnp.where(x > 0, x, 0.2 * x)
+
+    def conv(x, name):
+        return leaky(convolve(x, params[name]['kernel']) + params[name]['bias'])
+
+    def blur(x):
+        """An odd number of frames has a zero on both sides; of an even number of pixels, one behind."""
+        taps = jnp.array([0.25, 0.5, 0.25])
+        kernel = jnp.einsum('t,h,w->thw', taps, taps, taps)[..., None, None]
+        x = jnp.pad(x, [(0, 0), (1, 1), (0, 1), (0, 1), (0, 0)])
+        return convolve(x, kernel.repeat(x.shape[-1], -1), (2, 2, 2), (0, 0, 0), groups=x.shape[-1])
+
+    @jax.jit
+    def drawing(video):
+        x = conv(video, 'stem')
+        main = conv(blur(conv(x, 'level0_conv0')), 'level0_conv1')
+        skip = convolve(blur(x), params['level0_skip']['kernel'], padding=(0, 0, 0))
+        x = conv((main + skip) / np.sqrt(2), 'head').reshape(2, -1)
+        x = leaky(x @ params['hidden']['kernel'] + params['hidden']['bias'])
+        return (x @ params['logit']['kernel'] + params['logit']['bias'])[:, 0]
+
+    assert set(params['level0_skip']) == {'kernel'}
+    np.testing.assert_allclose(jax.jit(module.apply)({'params': params}, video), drawing(video), rtol=1e-4)
 
 
 def test_it_sees_every_pixel_of_every_frame(rng, random_parameters):
@@ -38,10 +82,11 @@ def test_it_sees_every_pixel_of_every_frame(rng, random_parameters):
     assert (np.abs(gradient) > 0).all()
 
 
-def test_an_image_discriminator_has_flat_kernels(random_parameters):
+def test_an_image_discriminator_has_flat_kernels_and_keeps_every_frame(random_parameters):
     module = Discriminator(channels=4, multipliers=(1, 2), kernel_t=1)
-    params = random_parameters(module, jnp.zeros((1, 1, 8, 8, 3)))
+    params = random_parameters(module, jnp.zeros((1, 3, 8, 8, 3)))
     assert {leaf.shape[0] for leaf in jax.tree.leaves(params) if leaf.ndim == 5} == {1}
+    assert params['hidden']['kernel'].shape == (3 * 2 * 2 * 8, 8)
 
 
 @pytest.mark.parametrize('size', [1, 2, 5, 8])

@@ -37,6 +37,8 @@ def test_r1_is_the_squared_length_of_the_logits_gradient(rng):
     logits, r1 = losses.logits_and_r1(discriminate, video)
     np.testing.assert_allclose(logits, discriminate(video), rtol=1e-6)
     np.testing.assert_allclose(r1, np.square(2 * video * weights).sum((1, 2, 3, 4)).mean(), rtol=1e-5)
+    of_scale = jax.grad(lambda scale: losses.logits_and_r1(lambda video: scale * discriminate(video), video)[1])(1.0)
+    np.testing.assert_allclose(of_scale, 2 * r1, rtol=1e-5)  # the penalty is quadratic in the discriminator
 
 
 def test_lecam_holds_each_side_against_the_others_average():

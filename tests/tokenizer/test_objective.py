@@ -24,10 +24,10 @@ def distance(a_NHWC, b_NHWC):
     return jnp.abs(a_NHWC - b_NHWC).mean((1, 2, 3))
 
 
-def test_every_term_is_weighed_on_its_side(small_tokenizer, video, random_parameters):
+def test_every_term_is_weighed_on_its_side(tiny_tokenizer, video, random_parameters):
     weights = {'reconstruction': 5.0, 'perceptual': 0.3, 'scale_equivariance': 0.25, **ADVERSARIAL}
-    objective = Objective(small_tokenizer.module, weights, perceptual=True, discriminator=DISCRIMINATOR)
-    params, opposed = small_tokenizer.params, random_parameters(DISCRIMINATOR, video)
+    objective = Objective(tiny_tokenizer.module, weights, perceptual=True, discriminator=DISCRIMINATOR)
+    params, opposed = tiny_tokenizer.params, random_parameters(DISCRIMINATOR, video)
     averages = Logits(jnp.float32(0.4), jnp.float32(-0.2))
 
     @jax.jit
@@ -35,9 +35,9 @@ def test_every_term_is_weighed_on_its_side(small_tokenizer, video, random_parame
         return objective(params, opposed, averages, distance, video, jax.random.key(0), 0)
 
     value, metrics = both(params, opposed)
-    z = small_tokenizer.encode(params, video)
-    fake = small_tokenizer.decode(params, z)
-    halved = small_tokenizer.decode(params, losses.halve(z))
+    z = tiny_tokenizer.encode(params, video)
+    fake = tiny_tokenizer.decode(params, z)
+    halved = tiny_tokenizer.decode(params, losses.halve(z))
     real_B, fake_B = (DISCRIMINATOR.apply({'params': opposed}, x) for x in (video, fake))
     expected = {
         'reconstruction': losses.reconstruction(fake, video),
@@ -60,23 +60,51 @@ def test_every_term_is_weighed_on_its_side(small_tokenizer, video, random_parame
     np.testing.assert_allclose(value.discriminator, other, rtol=1e-5)
 
 
-def test_a_frozen_encoder_has_no_gradient(small_tokenizer, video):
-    weights = {'reconstruction': 1.0}
-    objective = Objective(small_tokenizer.module, weights, freeze_encoder=True)
+def largest(tree) -> float:
+    return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+
+
+def test_a_frozen_encoder_and_its_codes_have_no_gradient(tiny_tokenizer, video, random_parameters):
+    module = tiny_tokenizer.module.clone(bottleneck=Vq(codes=8))
+    weights = {'reconstruction': 1.0, 'codebook': 1.0, 'commitment': 1.0, 'coverage': 1.0}
+    objective = Objective(module, weights, freeze_encoder=True)
+    params = random_parameters(module, video)
     gradient = jax.jit(jax.grad(lambda params: objective(params, None, None, None, video, None, 0)[0].tokenizer))(
-        small_tokenizer.params
+        params
     )
-    largest = {part: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient[part])) for part in gradient}
-    assert largest['encoder'] == 0 < largest['decoder']
+    assert largest(gradient['encoder']) == largest(gradient['bottleneck']) == 0 < largest(gradient['decoder'])
 
 
-def test_the_weight_of_the_entropy_comes_down_from_three_times_to_once(small_tokenizer, video):
-    module = small_tokenizer.module.clone(bottleneck=Lfq())
+def test_the_discriminator_pulls_at_the_tokenizer_through_its_reconstruction(tiny_tokenizer, video, random_parameters):
+    """The adversarial term alone; its gradient is that of the logit of what the tokenizer makes."""
+    weights = {'reconstruction': 0.0, 'adversarial': 1.0, 'r1': 0.0, 'lecam': 0.0}
+    objective = Objective(tiny_tokenizer.module, weights, discriminator=DISCRIMINATOR)
+    opposed = random_parameters(DISCRIMINATOR, video)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        return objective(params, opposed, Logits.zero(), None, video, None, 0)[0].tokenizer
+
+    @jax.jit
+    @jax.grad
+    def expected(params):
+        fake, _ = tiny_tokenizer.module.apply({'params': params}, video)
+        return jax.nn.softplus(-DISCRIMINATOR.apply({'params': opposed}, fake)).mean()
+
+    found, wanted = gradient(tiny_tokenizer.params), expected(tiny_tokenizer.params)
+    scale = largest(wanted)
+    assert scale > 1e-3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * scale), found, wanted)
+
+
+def test_the_weight_of_the_entropy_comes_down_from_three_times_to_once(tiny_tokenizer, video):
+    module = tiny_tokenizer.module.clone(bottleneck=Lfq())
     objective = Objective(module, {'reconstruction': 0.0, 'commitment': 0.0, 'entropy': 0.1})
 
     @jax.jit
     def ratio(step):
-        value, metrics = objective(small_tokenizer.params, None, None, None, video, None, step)
+        value, metrics = objective(tiny_tokenizer.params, None, None, None, video, None, step)
         return value.tokenizer / metrics['entropy']
 
     np.testing.assert_allclose([ratio(step) for step in (0, 1000, 2000, 9000)], [0.3, 0.2, 0.1, 0.1], rtol=1e-4)
@@ -93,11 +121,11 @@ def test_the_weight_of_the_entropy_comes_down_from_three_times_to_once(small_tok
         ({'discriminator': DISCRIMINATOR}, {'reconstruction': 1.0, 'adversarial': 1.0}, r"\['lecam', 'r1'\]"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused_with_what_is_on(parts, weights, message, small_tokenizer):
+def test_weights_that_do_not_fit_are_refused_with_what_is_on(parts, weights, message, tiny_tokenizer):
     with pytest.raises(ValueError, match=message):
-        Objective(small_tokenizer.module, weights, **parts)
+        Objective(tiny_tokenizer.module, weights, **parts)
 
 
-def test_a_bottleneck_whose_terms_have_no_weight_is_refused(small_tokenizer):
+def test_a_bottleneck_whose_terms_have_no_weight_is_refused(tiny_tokenizer):
     with pytest.raises(ValueError, match=r"no weight for \['codebook', 'commitment', 'coverage'\].*bottleneck Vq"):
-        Objective(small_tokenizer.module.clone(bottleneck=Vq()), {'reconstruction': 1.0})
+        Objective(tiny_tokenizer.module.clone(bottleneck=Vq()), {'reconstruction': 1.0})

@@ -78,6 +78,10 @@ class Kl(nn.Module):
         return Bottled(mean + noise, {'kl': kl})
 
 
+# Of new codes before they are put on the sphere.
+_CODE_STD = 0.1
+
+
 class Vq(nn.Module):
     """The nearest of `codes` learned vectors on a sphere of radius sqrt(c); h is put on it too (cosine distance).
 
@@ -85,6 +89,9 @@ class Vq(nn.Module):
     commitment  |h - sg e|^2
     coverage    |e - sg h|^2 for every code and the h nearest to it, so that a code that nothing chooses comes back to
                 the data: a cure for dead codes that needs no state, in place of VideoGPT's random restarts
+
+    Codes start short, so that Adam, whose steps have the same length whatever the gradient, turns them far: a code of
+    length r turns by about (learning rate) sqrt(c) / r in a step, and those that start far from the data get there.
     """
 
     codes: int = 1024
@@ -100,7 +107,7 @@ class Vq(nn.Module):
     @nn.compact
     def __call__(self, h_BTHWC, key=None) -> Bottled:
         width = h_BTHWC.shape[-1]
-        init = nn.with_logical_partitioning(initializers.normal(1.0), ('codes', 'latent'))
+        init = nn.with_logical_partitioning(initializers.normal(_CODE_STD), ('codes', 'latent'))
         codebook_KC = self.param('codebook', init, (self.codes, width), PARAM_DTYPE)
 
         def on_sphere(x):
