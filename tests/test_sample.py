@@ -36,7 +36,9 @@ def asked(small_tokenizer, tmp_path, monkeypatch):
             made.append((request, frames))
             yield np.zeros((len(request), frames or 9, 16, 16, 3), np.uint8)
 
-        monkeypatch.setattr(build, 'restore_stage', lambda *_: (stage, {'sampler': {}}, 4))
+        monkeypatch.setattr(
+            build, 'restore_stage', lambda *_: (stage, {'sampler': {'name': 'ddim', 'steps': 2, 'guidance': 1.0}}, 4)
+        )
         monkeypatch.setattr(binary('sample').Cascade, 'clips', clips)
         run_here('sample', '--workdir=run', f'--out={tmp_path}/out', '--scale=1', *flags)
         (request, frames), record = made[0], json.loads((tmp_path / 'out' / 'samples.json').read_text())
@@ -130,7 +132,7 @@ def test_seconds_are_frames_at_the_rate_of_the_files(seconds, fps, frames, asked
     [
         ((), 'give either --workdir or --cascade'),
         (('--workdir=a', '--cascade=a,b'), 'give either --workdir or --cascade'),
-        (('--cascade=a,b', '--step=4'), '--step=4 is of --workdir'),
+        (('--cascade=a,b', '--step=4'), '--step and --weak_workdir are of --workdir'),
     ],
     ids=str,
 )

@@ -143,6 +143,15 @@ def test_given_frames_are_kept_as_they_are_and_noise_on_conditions_changes_the_o
         np.testing.assert_array_equal(beside_another[0], other[0])  # noise is a clip's own
 
 
+def test_guidance_towards_frames_changes_the_others_and_has_a_scale_of_its_own(full, rows, sampled):
+    guided = dataclasses.replace(full, frames_guidance=2.0)
+    other = latents(guided, rows)
+    np.testing.assert_array_equal(other[:, 0], rows['frames'][:, 0])
+    assert np.abs(other[:, 1] - sampled[:, 1]).max() > 1e-3
+    none = rows | {'given_BT': np.zeros((2, 2), bool)}
+    np.testing.assert_allclose(latents(guided, none), latents(full, none), atol=1e-4)
+
+
 def test_where_no_frame_is_given_all_are_sampled(full, rows, sampled):
     none = latents(full, rows | {'given_BT': np.zeros((2, 2), bool)})
     assert np.abs(none[:, 0] - rows['frames'][:, 0]).max() > 0.1
