@@ -49,7 +49,7 @@ def adversarial(tiny_tokenizer, start):
 
 def test_both_gradients_of_one_pass_are_those_of_each_side_alone(adversarial, batch):
     """By the optimizers' first moments, half of the gradients after one step."""
-    objective, state, _, after, _ = adversarial
+    objective, state, _, after, metrics = adversarial
     video = jnp.float32(batch['video']) / 255
 
     def side(name):
@@ -65,6 +65,8 @@ def test_both_gradients_of_one_pass_are_those_of_each_side_alone(adversarial, ba
     for gradient, opt_state in [(own, after.opt_state), (other, after.adversary.opt_state)]:
         jax.tree.map(lambda g, mu: np.testing.assert_allclose(2 * mu, g, atol=2e-5), gradient, opt_state[0].mu)
         assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) > 1e-3
+    np.testing.assert_allclose(metrics['gradient_norm'], optax.global_norm(own), rtol=1e-4)
+    np.testing.assert_allclose(metrics['gradient_norm_discriminator'], optax.global_norm(other), rtol=1e-4)
 
 
 def test_both_sides_move_against_their_gradients(adversarial):
