@@ -190,7 +190,18 @@ def check(program, small_tokenizer, source, encoder, **fields):
         (Only(JOINT, 'video', 'caption', 'images'), Letters(), IMAGES | TEXT, r"needs \['images_caption'\]"),
         (Joint(CLIPS, PICTURES), None, IMAGES, 'stacks of 5 pictures beside clips of 2 latent frames'),
     ],
-    ids=str,
+    ids=[
+        'latents',
+        'classes',
+        'longer_text',
+        'no_text',
+        'text',
+        'caption',
+        'images',
+        'label',
+        'images_caption',
+        'stacks',
+    ],
 )
 def test_data_encoder_and_denoiser_that_do_not_fit_are_refused_with_both(
     source, encoder, fields, message, program, small_tokenizer
