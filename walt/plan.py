@@ -13,7 +13,8 @@ object:
     steps, batch_size, devices, mesh, rows      of the run: `mesh` is devices by axis, `rows` the clips on each device
     parameters    `total`, and every part of the tree by its path; a discriminator's come after it and are not in it
     flops         of a clip: `encode`, `decode`, `discriminate`, or `forward`, one pass of the denoiser, and `sample`,
-                  all of the sampler's; `training`, its share of a step; and of the whole run, `run`
+                  all of the sampler's; `training`, its share of a step, with the pictures beside it; and of the whole
+                  run, `run`
     memory        bytes on one device by phase: `total`, and what it is the sum of. `training`: parameters, average,
                   optimizer, adversary, frozen (a feature network), measured, batch, working; and for one clip, with
                   the names of `flops`: parameters, batch, working
