@@ -1,8 +1,8 @@
 """Clips to and from files: MP4 for players, GIF for pages, PNG for pictures.
 
 Arrays are uint8 (T, H, W, 3), RGB. The same array gives the same bytes: nothing writes the time of day, and x264 runs
-in one thread, since it cuts the work, and with it the bits, by their number, and without its macroblock tree, with which
-the bits change from run to run.
+in one thread, since it cuts the work, and with it the bits, by their number, and without its macroblock tree, with
+which the bits change from run to run.
 """
 
 import itertools
