@@ -127,7 +127,7 @@ def test_another_seed_is_another_network(train, tmp_path, monkeypatch):
 def test_held_out_clips_are_measured_in_a_feature_network_and_by_their_codes(full):
     evaluate = binary('evaluate')
     frozen, config, _ = evaluate.build.restore_tokenizer(str(full[0]), evaluate.make_mesh())
-    clips = evaluate.read_clips(evaluate.build.source(config['data'], 'validation'), 7).videos
+    clips, *_ = evaluate.read_clips(evaluate.build.source(config['data'], 'validation'), 7)
     distance = evaluate.build.perceptual({'name': 'squeezenet'}, 'float32')
     measured, at_once = (evaluate.measure_tokenizer(frozen, clips, size, [distance]) for size in (3, 7))
     assert set(measured) == {'psnr_db', 'ssim', 'perceptual_squeezenet', 'code_use', 'perplexity'}

@@ -205,6 +205,10 @@ def evaluate(workdir: str) -> dict[str, Any]:
     result = {'step': step, 'tokenizer': measure_tokenizer(stage.frozen, held_out.videos, BATCH_SIZE.value, distances)}
     protocol |= {'seed': SEED.value, 'sampler': build.other_sampler(config['sampler'], sampling)}
     rest = (SEED.value, BATCH_SIZE.value)
+    if stage.denoiser.upsample > 1:
+        result['upsampling'] = measure_upsampling(stage, held_out, *rest)
+        protocol['upsampling'] = 'from the latents of held-out clips, each pixel the mean of those it covers'
+        return result | {'protocol': protocol}
     if stage.denoiser.classes or stage.denoiser.text_shape:
         real = read_clips(build.source(data, 'train'), TRAINING.value)
         classes = int(max(real.labels.max(), held_out.labels.max())) + 1
@@ -222,8 +226,6 @@ def evaluate(workdir: str) -> dict[str, Any]:
     if stage.denoiser.frame_prediction:
         result['prediction'] = measure_prediction(stage, held_out, *rest, ROLLOUT.value)
         protocol['prediction'] = 'from the first frames of held-out clips; last frame of a chunk'
-    if stage.denoiser.upsample > 1:
-        result['upsampling'] = measure_upsampling(stage, held_out, *rest)
     return result | {'protocol': protocol}
 
 

@@ -23,6 +23,18 @@ def test_same_clip_same_bytes(tmp_path, video_THWC, write):
     assert (tmp_path / 'a').read_bytes() == (tmp_path / 'b').read_bytes()
 
 
+def test_bytes_do_not_depend_on_what_was_in_memory_before(tmp_path, rng):
+    """Noise in frames that are no multiple of a macroblock, between allocations of every size."""
+    video_THWC = rng.integers(256, size=(9, 24, 20, 3), dtype=np.uint8)
+    written = set()
+    for _ in range(12):
+        for size in rng.integers(1_000, 200_000, size=50):
+            np.full(size, 255, np.uint8)
+        write_mp4(tmp_path / 'a', video_THWC)
+        written.add((tmp_path / 'a').read_bytes())
+    assert len(written) == 1
+
+
 def test_same_picture_same_bytes_and_png_is_exact(tmp_path, video_THWC):
     for name in ('a.png', 'b.png'):
         write_png(tmp_path / name, video_THWC[3])

@@ -1,7 +1,8 @@
 """Clips to and from files: MP4 for players, GIF for pages, PNG for pictures.
 
-Arrays are uint8 (T, H, W, 3), RGB. The same array gives the same bytes: encoders run in one thread, since x264 cuts
-the work, and with it the bits, by the number of threads, and nothing writes the time of day.
+Arrays are uint8 (T, H, W, 3), RGB. The same array gives the same bytes: nothing writes the time of day, and x264 runs
+in one thread, since it cuts the work, and with it the bits, by their number, and without its macroblock tree, with
+which the bits change from run to run.
 """
 
 import itertools
@@ -15,8 +16,10 @@ from PIL import Image
 
 from walt.data.video_file import VideoFile
 
+_SAME_BYTES = {'threads': '1', 'x264-params': 'mbtree=0'}
+
 # Of libx264, for videos that programs read, at any frame: a key frame at every twelfth.
-CLOSE_TO_LOSSLESS = {'crf': '4', 'preset': 'medium', 'g': '12', 'threads': '1'}
+CLOSE_TO_LOSSLESS = {'crf': '4', 'preset': 'medium', 'g': '12'} | _SAME_BYTES
 
 
 def read_video(path: str | os.PathLike) -> tuple[np.ndarray, float]:
@@ -53,7 +56,7 @@ def write_mp4(
         )
     pieces = itertools.chain([first], (_enlarged(piece, fps, scale) for piece in pieces))
     frames = (av.VideoFrame.from_ndarray(frame, 'rgb24') for piece in pieces for frame in np.ascontiguousarray(piece))
-    options = {'crf': '12', 'preset': 'slow', 'threads': '1'}
+    options = {'crf': '12', 'preset': 'slow'} | _SAME_BYTES
     _encode(path, frames, 'mp4', 'libx264', 'yuv420p', (height, width), fps, options)
 
 

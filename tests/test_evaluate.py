@@ -1,0 +1,124 @@
+"""What walt.evaluate says of samples, with samples of which the answer is known, and of trained runs."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import DATA, binary, run_here
+
+from walt.data.moving_digits import MovingDigits
+from walt.evaluation.judge import Judge
+from walt.evaluation.quality import psnr
+
+
+@pytest.fixture(scope='module')
+def program():
+    return binary('evaluate')
+
+
+@pytest.fixture(scope='module')
+def held_out(program):
+    """Real clips of 9 frames, fast enough to tell where they go."""
+    return program.read_clips(MovingDigits('validation', frames=9, size=24, digit_size=14, clips=40), 40)
+
+
+@pytest.fixture(scope='module')
+def judge():
+    source = MovingDigits('train', frames=9, size=24, digit_size=14, clips=300)
+    clips = [source[i] for i in range(300)]
+    return Judge(10).fit(np.stack([clip['video'] for clip in clips]), np.array([clip['label'] for clip in clips]))
+
+
+def sampler_of(monkeypatch, program, videos):
+    """What is sampled are these clips, whatever is asked for; returns the requests."""
+    requests = []
+
+    def sample_clips(stage, request, seed, batch_size, frames=None):
+        requests.append(request)
+        return videos
+
+    monkeypatch.setattr(program, 'sample_clips', sample_clips)
+    return requests
+
+
+def test_real_clips_as_samples_are_as_good_as_real_clips(program, held_out, judge, monkeypatch):
+    requests = sampler_of(monkeypatch, program, held_out.videos)
+    result = program.measure_prompts(None, judge, held_out, seed=0, batch_size=8)
+    assert result['samples'] == result['real'] and result['real']['direction'] > 0.9 and result['real']['digit'] > 0.8
+    assert list(requests[0].prompts) == held_out.captions and len(set(held_out.captions)) > 20
+
+
+def test_clips_that_run_backwards_or_show_another_digit_are_seen(program, held_out, judge, monkeypatch):
+    sampler_of(monkeypatch, program, held_out.videos[:, ::-1])
+    backwards = program.measure_prompts(None, judge, held_out, seed=0, batch_size=8)
+    assert backwards['samples']['direction'] < 0.2 and backwards['samples']['digit'] == backwards['real']['digit']
+    sampler_of(monkeypatch, program, held_out.videos[::-1])
+    others = program.measure_prompts(None, judge, held_out, seed=0, batch_size=8)
+    assert others['samples']['digit'] < 0.4
+
+
+STAGE = SimpleNamespace(
+    denoiser=SimpleNamespace(text_shape=(), conditions={}, frame_prediction=True),
+    clip_shape=(9, 24, 24, 3),
+    most_given=2,
+    frozen=SimpleNamespace(module=SimpleNamespace(clip_shape=lambda *extent: (5, 1, 1, 3))),
+)
+
+
+def test_prediction_is_measured_where_the_mass_should_have_gone(program, held_out, monkeypatch):
+    requests = sampler_of(monkeypatch, program, held_out.videos)
+    right = program.measure_prediction(STAGE, held_out, 0, 8, frames=9)
+    assert right['centre_off_pixels'] == 0 and right['border_jump'] is None
+    np.testing.assert_array_equal(requests[0].frames_NTHWC, held_out.videos[:, :5])
+    still = np.repeat(held_out.videos[:, 4:5], 9, axis=1)
+    sampler_of(monkeypatch, program, still)
+    stopped = program.measure_prediction(STAGE, held_out, 0, 8, frames=9)
+    assert stopped['centre_off_pixels'] == stopped['centre_off_pixels_if_still'] > 1
+
+
+def test_rollouts_are_told_by_their_seams(program, held_out, monkeypatch):
+    """Chunks of 9 frames after 5: a border after frame 8."""
+    rollouts = np.concatenate([held_out.videos, 255 - held_out.videos[:, :4]], axis=1)
+    sampler_of(monkeypatch, program, rollouts)
+    assert program.measure_prediction(STAGE, held_out, 0, 8, frames=13)['border_jump'] > 5
+
+
+def test_super_resolution_stands_beside_bicubic_pixels(conditioned, letters, tmp_path):
+    run_here(
+        'evaluate',
+        f'--workdir={conditioned.folder}/finer',
+        '--held_out=5',
+        '--training=60',
+        '--batch_size=2',
+        '--perceptual=none',
+        '--rollout=5',
+        f'--out={tmp_path}/out.json',
+    )
+    result = json.loads((tmp_path / 'out.json').read_text())
+    source = MovingDigits('validation', **{key: DATA[key] for key in ('frames', 'clips')}, size=32, digit_size=20)
+    videos = np.stack([source[i]['video'] for i in range(5)])
+    small = videos.reshape(5, 5, 16, 2, 16, 2, 3).mean((3, 5)).round().astype(np.uint8)
+    bicubic = [[Image.fromarray(frame).resize((32, 32), Image.Resampling.BICUBIC) for frame in clip] for clip in small]
+    expected = psnr(np.array([[np.asarray(frame) for frame in clip] for clip in bicubic]), videos).mean()
+    assert result['upsampling']['bicubic_psnr_db'] == pytest.approx(expected, abs=0.02)
+    assert 0 < result['upsampling']['psnr_db'] < expected  # after four steps
+
+
+def test_a_run_is_asked_what_it_was_trained_with(conditioned, letters, tmp_path):
+    run_here(
+        'evaluate',
+        f'--workdir={conditioned.folder}/base',
+        '--held_out=6',
+        '--training=60',
+        '--batch_size=3',
+        '--perceptual=none',
+        '--rollout=9',
+        f'--out={tmp_path}/out.json',
+    )
+    result = json.loads((tmp_path / 'out.json').read_text())
+    assert {'prompts', 'prediction'} <= set(result) and not {'samples', 'upsampling'} & set(result)
+    assert result['prompts']['real']['direction'] > 0.5 and math.isfinite(result['prediction']['border_jump'])
+    assert result['protocol']['data'] == conditioned.configs['base']['data']['clips']
