@@ -245,6 +245,14 @@ def test_what_the_program_or_linen_gives_is_no_key_of_a_section(kind, key):
     assert f"'{key}'" not in str(error.value).split('choices')[1]
 
 
+def test_another_stepper_does_not_inherit_the_keys_of_the_one_before():
+    section = {'name': 'ddim', 'steps': 50, 'guidance': 3.0, 'eta': 0.5, 'low_noise': 0.05}
+    assert build.other_sampler(section, {'steps': 9}) == section | {'steps': 9}
+    heun = build.other_sampler(section, {'name': 'heun', 'guidance': 1.0})
+    assert heun == {'name': 'heun', 'steps': 50, 'guidance': 1.0, 'low_noise': 0.05}
+    assert build.sampler(heun)['stepper'] == Heun()
+
+
 def test_a_missing_key_is_named():
     with pytest.raises(ValueError, match=r"denoiser 'walt' needs \['latent_shape'\]"):
         build.denoiser({'name': 'walt'}, 'float32')

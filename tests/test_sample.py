@@ -133,6 +133,8 @@ def test_seconds_are_frames_at_the_rate_of_the_files(seconds, fps, frames, asked
         ((), 'give either --workdir or --cascade'),
         (('--workdir=a', '--cascade=a,b'), 'give either --workdir or --cascade'),
         (('--cascade=a,b', '--step=4'), '--step and --weak_workdir are of --workdir'),
+        (('--cascade=a,b', '--weak_workdir=c', '--weak_guidance=2'), '--step and --weak_workdir are of --workdir'),
+        (('--workdir=a', '--weak_workdir=c'), '--weak_workdir and --weak_guidance go together'),
     ],
     ids=str,
 )
@@ -207,3 +209,12 @@ def test_pictures_are_stacks_in_a_row_and_no_videos(sample):
     assert {path.name for path in out.iterdir()} == {*record['files'], 'samples.json', 'samples.png'}
     first, second = (np.asarray(Image.open(out / name)) for name in record['files'])
     assert first.shape == (18 + 2, 2 * 18 + 2, 3) and (first != second).any()  # two pictures with margins
+
+
+def test_a_weaker_run_to_guide_away_from_is_restored_and_must_be_of_the_same_kind(conditioned, letters):
+    mesh, base, finer = make_mesh(), str(conditioned.folder / 'base'), str(conditioned.folder / 'finer')
+    stage, _, _ = build.restore_stage(base, mesh, sampling={'weak_guidance': 2.0}, weak_workdir=base)
+    assert stage.weak.denoiser == stage.denoiser and stage.weak_guidance == 2.0
+    jax.tree.map(np.testing.assert_array_equal, stage.weak.params, stage.params)
+    with pytest.raises(ValueError, match=r'other latents: \(2, 8, 8, 3\), the denoiser \(2, 4, 4, 3\)'):
+        build.restore_stage(base, mesh, weak_workdir=finer)

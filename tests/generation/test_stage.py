@@ -13,7 +13,7 @@ from walt.diffusion.schedules import DiscreteLinear
 from walt.diffusion.steppers import Ddim
 from walt.generation.cascade import Cascade
 from walt.generation.request import Request
-from walt.generation.stage import Stage
+from walt.generation.stage import Stage, Weak
 from walt.parallel.mesh import AXES, make_mesh
 from walt.randomness import stream
 
@@ -150,6 +150,19 @@ def test_guidance_towards_frames_changes_the_others_and_has_a_scale_of_its_own(f
     assert np.abs(other[:, 1] - sampled[:, 1]).max() > 1e-3
     none = rows | {'given_BT': np.zeros((2, 2), bool)}
     np.testing.assert_allclose(latents(guided, none), latents(full, none), atol=1e-4)
+
+
+def test_autoguidance_goes_away_from_another_denoiser(full, rows):
+    """Away from itself is nowhere; scale 1 is none."""
+    plain = dataclasses.replace(full, guidance=1.0)
+    expected, half = latents(plain, rows), jax.tree.map(lambda leaf: leaf / 2, full.params)
+
+    def away_from(params, scale):
+        return latents(dataclasses.replace(plain, weak=Weak(full.denoiser, params), weak_guidance=scale), rows)
+
+    np.testing.assert_allclose(away_from(full.params, 3.0), expected, atol=1e-4)
+    np.testing.assert_allclose(away_from(half, 1.0), expected, atol=1e-4)
+    assert np.abs(away_from(half, 3.0)[:, 1] - expected[:, 1]).max() > 1e-2
 
 
 def test_where_no_frame_is_given_all_are_sampled(full, rows, sampled):
