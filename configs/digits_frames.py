@@ -5,7 +5,7 @@ python -m walt.train_denoiser --config=configs/digits_frames.py --workdir=runs/d
 python -m walt.sample --workdir=runs/digits_frames --frames=FILE --seconds=8
 
 The quickstart's tokenizer is convolutional, so it takes clips of twice the size as they are. Two latent frames are
-given in every example. EXPECTED
+given in every example. Not measured yet.
 """
 
 import ml_collections
