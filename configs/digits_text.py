@@ -6,8 +6,8 @@ python -m walt.sample --workdir=runs/digits_text --prompts='the digit three movi
 python -m walt.sample --workdir=runs/digits_text --prompts='the digit three' --pictures
 
 The quickstart's tokenizer, a table of word vectors for the text, and one model for clips and pictures, which predicts
-frames as well. 75 minutes on two CPU cores beside other programs. Of 100 clips of held-out captions
-all show the digit and 66 go the way that the caption says: docs/denoiser.md.
+frames as well. 75 minutes on two CPU cores beside other programs. Of 100 clips of held-out captions all show the digit
+and 66 go the way that the caption says: docs/denoiser.md.
 """
 
 import ml_collections
