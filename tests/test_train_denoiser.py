@@ -20,7 +20,8 @@ from walt.denoiser.walt import Walt
 from walt.diffusion.schedules import DiscreteLinear
 from walt.parallel.mesh import make_mesh
 from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
-from walt.training.conditions import Conditioning, latent_rows, shrink
+from walt.tokenizer.pixels import shrink
+from walt.training.conditions import Conditioning, latent_rows
 
 
 @pytest.fixture(scope='module')

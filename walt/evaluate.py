@@ -32,9 +32,8 @@ from walt.parallel.mesh import make_mesh
 from walt.randomness import stream
 from walt.tokenizer.bottleneck import code_counts, code_metrics
 from walt.tokenizer.frozen import FrozenTokenizer
-from walt.tokenizer.pixels import from_uint8, to_uint8
+from walt.tokenizer.pixels import from_uint8, shrink, to_uint8
 from walt.training.checkpoints import saved_config
-from walt.training.conditions import shrink
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a denoiser or tokenizer run.', required=True)
 OUT = flags.DEFINE_string('out', None, 'File to write; WORKDIR/evaluation.json by default.')

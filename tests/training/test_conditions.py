@@ -8,7 +8,8 @@ import pytest
 from walt.denoiser.conditions import NullText
 from walt.denoiser.walt import Walt
 from walt.diffusion.schedules import ContinuousLinear, DiscreteLinear
-from walt.training.conditions import Conditioning, latent_rows, shrink
+from walt.tokenizer.pixels import shrink
+from walt.training.conditions import Conditioning, latent_rows
 
 ROWS = 2000
 

@@ -27,6 +27,7 @@ from walt.generation.stage import Stage
 from walt.parallel.mesh import check_batch
 from walt.randomness import stream
 from walt.tokenizer.frozen import FrozenTokenizer
+from walt.tokenizer.pixels import shrink
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,9 +172,7 @@ class Cascade:
         if frames_NTHWC is None or not stage.denoiser.frame_prediction:
             return frames_NTHWC if stage is self.stages[0] else None
         factor = self.last.clip_shape[1] // stage.clip_shape[1]
-        clips, frames, height, width, channels = frames_NTHWC.shape
-        cells = frames_NTHWC.reshape(clips, frames, height // factor, factor, width // factor, factor, channels)
-        return np.round(cells.mean((3, 5))).astype(np.uint8)
+        return np.asarray(shrink(jnp.asarray(frames_NTHWC), factor))
 
 
 def _same(before: FrozenTokenizer, after: FrozenTokenizer) -> bool:

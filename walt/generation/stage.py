@@ -158,14 +158,14 @@ class Stage:
     @functools.cached_property
     def _encode(self):
         def encode(frozen: FrozenTokenizer, video_BTHWC, pictures: bool):
-            return _one_by_one(frozen.encode, video_BTHWC) if pictures else frozen.encode(video_BTHWC)
+            return frozen.encode_each(video_BTHWC) if pictures else frozen.encode(video_BTHWC)
 
         return jax.jit(encode, static_argnums=2)
 
     @functools.cached_property
     def _decode(self):
         def decode(frozen: FrozenTokenizer, z_BTHWC, pictures: bool):
-            return _one_by_one(frozen.decode, z_BTHWC) if pictures else frozen.decode(z_BTHWC)
+            return frozen.decode_each(z_BTHWC) if pictures else frozen.decode(z_BTHWC)
 
         return jax.jit(decode, static_argnums=2)
 
@@ -252,9 +252,3 @@ class Stage:
         """Normalised latents -> uint8 clips (B, T, H, W, 3); `pictures`: every latent frame is one by itself."""
         with activate(self.mesh):
             return np.asarray(self._decode(self.frozen, z_BTHWC, pictures))
-
-
-def _one_by_one(coder: Callable[[jax.Array], jax.Array], x_BTHWC) -> jax.Array:
-    """Every frame as a clip of its own."""
-    alone = coder(x_BTHWC.reshape(-1, 1, *x_BTHWC.shape[2:]))
-    return alone.reshape(*x_BTHWC.shape[:2], *alone.shape[2:])

@@ -5,7 +5,7 @@ How the paper normalises is not said; we take mean and standard deviation by cha
 once, frozen, and kept in the tokenizer's checkpoint.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -57,3 +57,16 @@ class FrozenTokenizer:
     def decode(self, z_BTHWC):
         """Normalised latents -> uint8 pixels."""
         return to_uint8(self.module.apply({'params': self.params}, self.norm.denormalise(z_BTHWC), method='decode'))
+
+    def encode_each(self, pictures):
+        """uint8 pictures (..., H, W, 3) -> normalised latents (..., h, w, c), each a clip of its own."""
+        return _one_by_one(self.encode, pictures)
+
+    def decode_each(self, z):
+        """Normalised latents (..., h, w, c) -> uint8 pictures (..., H, W, 3), each a clip of its own."""
+        return _one_by_one(self.decode, z)
+
+
+def _one_by_one(coder: Callable[[jax.Array], jax.Array], x):
+    coded_N1HWC = coder(x.reshape(-1, 1, *x.shape[-3:]))
+    return coded_N1HWC.reshape(*x.shape[:-3], *coded_N1HWC.shape[2:])

@@ -31,3 +31,10 @@ def _range(x) -> str:
 def to_uint8(video_BTHWC):
     """float32 -> uint8, clipped to [0, 1] and rounded."""
     return jnp.round(jnp.clip(video_BTHWC, 0, 1) * 255).astype(jnp.uint8)
+
+
+def shrink(pixels, factor: int):
+    """uint8 (..., H, W, C) at 1 / `factor` of height and width, each pixel the mean of those it covers."""
+    *leading, height, width, channels = pixels.shape
+    cells = from_uint8(pixels).reshape(*leading, height // factor, factor, width // factor, factor, channels)
+    return to_uint8(cells.mean((-4, -2)))

@@ -23,7 +23,7 @@ from walt.denoiser.walt import Walt
 from walt.diffusion.schedules import Schedule, corrupt
 from walt.randomness import stream
 from walt.tokenizer.frozen import FrozenTokenizer
-from walt.tokenizer.pixels import from_uint8, to_uint8
+from walt.tokenizer.pixels import shrink
 
 Rows = dict[str, jax.Array]
 
@@ -38,7 +38,7 @@ def to_latents(frozen: FrozenTokenizer, batch, denoiser: Walt) -> Rows:
     def make(name: str):
         pixels = batch[_PIXELS[name]]
         pixels = shrink(pixels, denoiser.upsample) if name.endswith('low') else pixels
-        return _encode_each(frozen, pixels) if name.startswith('images') else frozen.encode(pixels)
+        return frozen.encode_each(pixels) if name.startswith('images') else frozen.encode(pixels)
 
     return {
         name: make(name)
@@ -83,24 +83,11 @@ def _with_images(rows: Rows, stacks: Rows) -> Rows:
     return joined | {'image': jnp.arange(len(joined['z'])) >= len(clips['z'])}
 
 
-def _encode_each(frozen: FrozenTokenizer, pictures_BKTHWC):
-    """Latents (B, k, T, h, w, C) of pictures, each by itself."""
-    z_N1HWC = frozen.encode(pictures_BKTHWC.reshape(-1, 1, *pictures_BKTHWC.shape[3:]))
-    return z_N1HWC.reshape(*pictures_BKTHWC.shape[:3], *z_N1HWC.shape[2:])
-
-
-def shrink(pixels, factor: int):
-    """uint8 (..., H, W, C) at 1 / `factor` of height and width, each pixel the mean of those it covers."""
-    *leading, height, width, channels = pixels.shape
-    cells = from_uint8(pixels).reshape(*leading, height // factor, factor, width // factor, factor, channels)
-    return to_uint8(cells.mean((-4, -2)))
-
-
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
     """What of the conditions is shown in training; called with rows, it returns the denoiser's `cond`.
 
-    The paper leaves all of these numbers open (walt.md names them NOT FOUND); the defaults are ours.
+    The paper leaves all of these numbers open; the defaults are ours.
 
     Attributes:
         schedule: of the noise that is added to conditions.
