@@ -1,17 +1,16 @@
 #!/usr/bin/env bash
 # The denoiser's experiments on moving digits: text to video with pictures beside clips, frame prediction with rollouts,
-# and the paper's ablations at toy size. Trains, measures on held-out data, and prints a table.
+# super-resolution, and the paper's ablations at toy size. Trains, measures on held-out data, and prints a table.
 #
-#   ./launch/denoiser_experiments.sh [text | frames | ARM:SEED ...]       some hours on two CPU cores
+#   ./launch/denoiser_experiments.sh [text | frames | upsample | ARM:SEED ...]       some hours on two CPU cores
 #
 # ARM is one of configs/digits_ablation.py. Run again, it reuses what is there. RUNS names another folder than
-# runs/digits; the tokenizer is the quickstart's, and trained if it is not there.
+# runs/digits. The tokenizer is the quickstart's, but for super-resolution; it is trained where it is not there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 runs=${RUNS:-runs/digits}
-tokenizer=runs/quickstart/tokenizer
-default=(text frames)
+default=(text frames upsample)
 for seed in 0 1 2; do
   for arm in base no_self_conditioning no_zero_snr full_attention separate_adaln; do default+=("$arm:$seed"); done
 done
@@ -20,15 +19,19 @@ asked=("${@:-${default[@]}}")
 ./launch/install.sh
 python=.venv/bin/python
 source launch/environment.sh
-"$python" -m walt.train_tokenizer --config=configs/quickstart_tokenizer.py --workdir="$tokenizer"
 
 for run in "${asked[@]}"; do
-  workdir=$runs/${run/:/-} seed=0
+  workdir=$runs/${run/:/-} seed=0 tokenizer=runs/quickstart/tokenizer tokenizer_config=configs/quickstart_tokenizer.py
   case $run in
     text | frames) config=configs/digits_$run.py ;;
+    upsample)
+      config=configs/digits_upsample.py
+      tokenizer=$runs/upsample_tokenizer tokenizer_config=configs/digits_upsample_tokenizer.py
+      ;;
     *) config=configs/digits_ablation.py:${run%:*} seed=${run#*:} ;;
   esac
   echo "== $run"
+  "$python" -m walt.train_tokenizer --config="$tokenizer_config" --workdir="$tokenizer"
   # The arms of the ablation are trained on the same latents.
   if [[ $run == *:* && ! -d $workdir && -d $runs/latents ]]; then
     mkdir -p "$workdir" && cp -r "$runs/latents" "$workdir/latents"
@@ -51,7 +54,7 @@ for run in asked:
     rates = [line['train/steps_per_second'] for line in lines if 'train/steps_per_second' in line]
     losses = [line['validation/loss'] for line in lines if 'validation/loss' in line]
     shown = {'loss': losses[-1], 'steps a second': statistics.median(rates)}
-    for part in ('samples', 'prompts', 'prediction'):
+    for part in ('samples', 'prompts', 'prediction', 'upsampling'):
         figures = evaluation.get(part, {})
         shown |= {f'{part} {name}': value for name, value in figures.items() if isinstance(value, (float, dict))}
     print(run, json.dumps({name: round(v, 3) if isinstance(v, float) else v for name, v in shown.items()}))

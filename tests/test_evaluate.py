@@ -1,5 +1,6 @@
 """What walt.evaluate says of samples, with samples of which the answer is known, and of trained runs."""
 
+import dataclasses
 import json
 import math
 from types import SimpleNamespace
@@ -9,9 +10,13 @@ import pytest
 from PIL import Image
 from tiny import DATA, binary, run_here
 
+from walt import build
+from walt.data.captions import write_captions
 from walt.data.moving_digits import MovingDigits
+from walt.data.video_io import write_mp4_for_training
 from walt.evaluation.judge import Judge
 from walt.evaluation.quality import psnr
+from walt.features.perceptual import squeezenet_distance
 
 
 @pytest.fixture(scope='module')
@@ -58,6 +63,19 @@ def test_clips_that_run_backwards_or_show_another_digit_are_seen(program, held_o
     sampler_of(monkeypatch, program, held_out.videos[::-1])
     others = program.measure_prompts(None, judge, held_out, seed=0, batch_size=8)
     assert others['samples']['digit'] < 0.4
+
+
+def test_real_clips_are_found_by_their_captions_and_others_are_not(program, held_out, monkeypatch):
+    """One clip a caption, in order of the captions, is what is sampled and what is ranked."""
+    network = squeezenet_distance()
+    captions, first_N = np.unique(held_out.captions, return_index=True)
+    assert len(captions) < len(held_out.captions)
+    requests = sampler_of(monkeypatch, program, held_out.videos[first_N])
+    found = program.measure_retrieval(None, held_out, network, seed=0, batch_size=8)
+    assert found['gallery'] == len(captions) and found['first'] == 1
+    assert list(requests[0].prompts) == captions.tolist()
+    sampler_of(monkeypatch, program, np.roll(held_out.videos[first_N], 7, axis=0))
+    assert program.measure_retrieval(None, held_out, network, seed=0, batch_size=8)['first'] == 0
 
 
 STAGE = SimpleNamespace(
@@ -122,3 +140,26 @@ def test_a_run_is_asked_what_it_was_trained_with(conditioned, letters, tmp_path)
     assert {'prompts', 'prediction'} <= set(result) and not {'samples', 'upsampling'} & set(result)
     assert result['prompts']['real']['direction'] > 0.5 and math.isfinite(result['prediction']['border_jump'])
     assert result['protocol']['data'] == conditioned.configs['base']['data']['clips']
+
+
+def test_texts_of_other_clips_are_ranked_among_real_clips(conditioned, letters, tmp_path, monkeypatch, program):
+    """Captions that speak of no moving digit: the run is the same, its data another."""
+    for split in ('train', 'validation'):
+        (tmp_path / split).mkdir()
+        source = MovingDigits(split, frames=5, size=16, digit_size=10, clips=4)
+        for i in range(4):
+            write_mp4_for_training(tmp_path / split / f'{i}.mp4', source[i]['video'], 8)
+        write_captions(tmp_path / split, {f'{i}.mp4': f'picture {i}' for i in range(4)})
+    folders = {'root': str(tmp_path / 'train'), 'validation_root': str(tmp_path / 'validation')}
+    data = {'name': 'video_folder', 'frames': 5, 'size': 16, 'validation_fraction': 0.0, 'clips_per_file': 2} | folders
+    config = conditioned.configs['base'] | {'data': data}
+    monkeypatch.setattr(program, 'saved_config', lambda workdir: config)
+    distance = squeezenet_distance()
+    small = dataclasses.replace(distance, smallest=16, features=lambda weights, x_NHWC: (x_NHWC,))
+    monkeypatch.setitem(build.PERCEPTUAL, 'squeezenet', lambda dtype: small)
+    arguments = ('--held_out=4', '--batch_size=2', '--perceptual=none', '--rollout=5', f'--out={tmp_path}/out.json')
+    run_here('evaluate', f'--workdir={conditioned.folder}/base', *arguments)
+    result = json.loads((tmp_path / 'out.json').read_text())
+    assert 'prompts' not in result and 'judge_on_held_out' not in result
+    for split in ('held_out', 'training'):
+        assert result['retrieval'][split]['gallery'] == 4 and 1 <= result['retrieval'][split]['median_rank'] <= 4

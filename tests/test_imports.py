@@ -20,7 +20,7 @@ ALLOWED = {
     'diffusion': {'randomness'},
     'planning': set(),
     'data': set(),
-    'evaluation': {'nn'},
+    'evaluation': {'features', 'nn'},
     'features': {'weights'},
     'text': {'nn', 'precision', 'weights'},
     'interop': {'nn'},

@@ -2,9 +2,9 @@
 
 python -m walt.evaluate --workdir=runs/denoiser
 
-What a denoiser was trained with is what it is asked: classes, captions of moving digits, frames to go on from, clips to
-enlarge. Writes the figures with the protocol that produced them to WORKDIR/evaluation.json. On the workdir of a
-tokenizer there are no samples to measure.
+What a denoiser was trained with is what it is asked: classes, captions, frames to go on from, clips to enlarge. Writes
+the figures with the protocol that produced them to WORKDIR/evaluation.json. On the workdir of a tokenizer there are no
+samples to measure.
 """
 
 import json
@@ -24,6 +24,7 @@ from walt.data.moving_digits import DIRECTIONS, LEAD
 from walt.evaluation.judge import Judge, agreement
 from walt.evaluation.motion import centres, headings
 from walt.evaluation.quality import psnr, ssim
+from walt.evaluation.retrieval import embed, ranks, retrieval
 from walt.features.perceptual import PerceptualDistance
 from walt.generation.cascade import Cascade, border_jump
 from walt.generation.request import Request
@@ -136,6 +137,15 @@ def measure_prompts(stage: Stage, judge: Judge, held_out: Clips, seed: int, batc
     return {'samples': measure(samples), 'real': measure(held_out.videos)}
 
 
+def measure_retrieval(
+    stage: Stage, clips: Clips, network: PerceptualDistance, seed: int, batch_size: int
+) -> dict[str, float]:
+    """Where the real clip of a caption stands, among one of each caption, by likeness to a sample of this caption."""
+    captions, first_N = np.unique(clips.captions, return_index=True)
+    samples = sample_clips(stage, Request(prompts=captions.tolist()), seed, batch_size)
+    return retrieval(ranks(embed(network, samples), embed(network, clips.videos[first_N])))
+
+
 def measure_prediction(stage: Stage, held_out: Clips, seed: int, batch_size: int, frames: int) -> dict[str, float]:
     """How far the bright mass is from where it went, after the frames of a chunk, and what borders of chunks show.
 
@@ -208,7 +218,8 @@ def evaluate(workdir: str) -> dict[str, Any]:
         result['upsampling'] = measure_upsampling(stage, held_out, *rest)
         protocol['upsampling'] = 'from the latents of held-out clips, each pixel the mean of those it covers'
         return result | {'protocol': protocol}
-    if stage.denoiser.classes or stage.denoiser.text_shape:
+    tells_motion = stage.denoiser.text_shape and data['name'] == 'moving_digits'
+    if stage.denoiser.classes or tells_motion:
         real = read_clips(build.source(data, 'train'), TRAINING.value)
         classes = int(max(real.labels.max(), held_out.labels.max())) + 1
         judge = Judge(classes).fit(real.videos, real.labels)
@@ -219,9 +230,17 @@ def evaluate(workdir: str) -> dict[str, Any]:
     if stage.denoiser.classes:
         result['samples'] = measure_samples(stage, judge, SAMPLES.value, *rest)
         protocol['samples_of_each_class'] = SAMPLES.value
-    if stage.denoiser.text_shape:
+    if tells_motion:
         result['prompts'] = measure_prompts(stage, judge, held_out, *rest)
         protocol['prompts'] = f'captions of held-out clips; heading of the bright mass over {LEAD} frames'
+    elif stage.denoiser.text_shape:
+        network = build.perceptual({'name': 'squeezenet'}, 'float32')
+        seen = read_clips(build.source(data, 'train'), HELD_OUT.value)
+        result['retrieval'] = {
+            split: measure_retrieval(stage, clips, network, *rest)
+            for split, clips in (('held_out', held_out), ('training', seen))
+        }
+        protocol['retrieval'] = 'rank of the real clip of a caption among real clips, by likeness to the sample'
     if stage.denoiser.frame_prediction:
         result['prediction'] = measure_prediction(stage, held_out, *rest, ROLLOUT.value)
         protocol['prediction'] = 'from the first frames of held-out clips; last frame of a chunk'

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -140,7 +141,7 @@ def main(_) -> None:
             'seconds_a_clip': round(sum(seconds) / len(request), 3),
             'frames_a_second': round(clips.shape[0] * clips.shape[1] / sum(seconds), 2),
             'device': jax.devices()[0].device_kind,
-            'files': write(out, clips, names),
+            'files': write(out, clips, names, request.prompts),
         }
         if cascade.chunks(frames) > 1:
             jumps = [border_jump(clip, cascade.last.clip_shape[0], cascade.given) for clip in clips]
@@ -149,7 +150,7 @@ def main(_) -> None:
         print(f'{len(request)} clips in {sum(seconds):.1f} s, in {out}')
 
 
-def write(out: Path, clips_NTHWC: np.ndarray, names: list[str]) -> list[str]:
+def write(out: Path, clips_NTHWC: np.ndarray, names: list[str], prompts: Sequence[str] | None) -> list[str]:
     """Writes all pictures of the clips and returns the names of the files of single clips."""
     out.mkdir(parents=True, exist_ok=True)
     suffix = 'png' if PICTURES.value else 'mp4'
@@ -163,7 +164,7 @@ def write(out: Path, clips_NTHWC: np.ndarray, names: list[str]) -> list[str]:
     columns = NUM.value if NUM.value > 1 else min(len(names), 5)
     if not PICTURES.value:
         write_gif(out / 'samples.gif', tile(clips_NTHWC, columns), FPS.value, SCALE.value)
-    write_png(out / 'samples.png', contact_sheet(clips_NTHWC, frames=min(9, frames)))
+    write_png(out / 'samples.png', contact_sheet(clips_NTHWC, frames=min(9, frames), captions=prompts))
     return files
 
 

@@ -32,6 +32,7 @@ def test_every_class_gives_a_fifth_of_its_scans_to_validation():
     [
         ({'split': 'train'}, '21931089ab33049e'),
         ({'split': 'validation', 'digits': 2, 'size': 40, 'frames': 9, 'seed': 7}, '19cb2d7283f429b7'),
+        ({'split': 'train', 'crisp': True}, '51125363d1d0d55b'),
     ],
 )
 def test_same_index_same_clip_on_every_machine(fields, digest):
@@ -47,6 +48,21 @@ def test_clips_differ_by_index_split_and_seed():
     videos = [MovingDigits('train')[0], MovingDigits('train')[1], MovingDigits('validation')[0]]
     videos.append(MovingDigits('train', seed=1)[0])
     assert len({clip['video'].tobytes() for clip in videos}) == 4
+
+
+def test_crisp_ink_is_black_or_white_but_for_its_edges():
+    """At the greatest enlargement edges are a small part of a scan; a smooth scan has every grey."""
+    shares = {}
+    for crisp in (False, True):
+        scans_NHW = MovingDigits('train', size=64, digit_size=40, crisp=crisp).scans_NHW
+        shares[crisp] = np.isin(scans_NHW, (0, 255)).mean()
+    assert shares[False] < 0.5 and shares[True] > 0.85, shares
+
+
+def test_crisp_scans_are_the_same_handwriting():
+    smooth_NHW, crisp_NHW = (MovingDigits('train', crisp=crisp).scans_NHW.astype(float) for crisp in (False, True))
+    alike = [np.corrcoef(smooth.ravel(), crisp.ravel())[0, 1] for smooth, crisp in zip(smooth_NHW, crisp_NHW)]
+    assert min(alike) > 0.8, min(alike)
 
 
 def test_element_is_a_grey_uint8_clip_with_an_int32_label():

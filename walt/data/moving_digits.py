@@ -1,8 +1,9 @@
 """Handwritten digits that move at constant speed and bounce off the edges of a dark canvas.
 
 The digits are real: the 1,797 scans (8x8, 17 grey levels) that scikit-learn ships; every fifth scan of a class is kept
-for validation. A scan is enlarged once; a clip places it, frame by frame, at a sub-pixel position. Along each axis the
-position runs at constant velocity v and is folded at the walls by a triangle wave of the free room r:
+for validation. A scan is enlarged once, smooth or with hard edges; a clip places it, frame by frame, at a sub-pixel
+position. Along each axis the position runs at constant velocity v and is folded at the walls by a triangle wave of the
+free room r:
 
     position(n) = r - |(start + v n) mod 2r - r|                               0 <= position <= r = size - digit_size
 
@@ -16,6 +17,7 @@ float32: a clip has the same bytes on every machine.
 
 import dataclasses
 
+import einops
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -40,6 +42,9 @@ DIRECTIONS = (
 _SUB = 256
 LEAD = 4
 
+# Hard edges: the grey level from which on there is ink, and the grid on which a pixel is cut into ink and ground.
+_INK, _GRID = 112, 8
+
 
 @dataclasses.dataclass(frozen=True)
 class MovingDigits:
@@ -60,6 +65,7 @@ class MovingDigits:
         speed: least and greatest speed, in pixels a frame along the direction of motion
         clips: length of the data set
         seed: another seed is another set of clips from the same scans
+        crisp: whether ink has hard edges; a scan that is merely enlarged is smooth
 
     Raises ValueError where a field is out of its range, or where the fastest digit would cross its whole room in less
     than a frame.
@@ -73,6 +79,7 @@ class MovingDigits:
     speed: tuple[float, float] = (0.5, 1.5)
     clips: int = 20_000
     seed: int = 0
+    crisp: bool = False
 
     scans_NHW: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
     labels_N: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
@@ -90,7 +97,7 @@ class MovingDigits:
                 f'speed {tuple(self.speed)} must rise from at least 1/{_SUB} to at most '
                 f'size - digit_size = {self.size - self.digit_size} pixels a frame'
             )
-        scans_NHW, labels_N = _scans(self.split, self.digit_size)
+        scans_NHW, labels_N = _scans(self.split, self.digit_size, self.crisp)
         object.__setattr__(self, 'scans_NHW', scans_NHW)
         object.__setattr__(self, 'labels_N', labels_N)
 
@@ -149,7 +156,7 @@ class MovingDigits:
         return room - np.abs((start + step * np.arange(self.frames)) % (2 * room) - room)
 
 
-def _scans(split: str, digit_size: int) -> tuple[np.ndarray, np.ndarray]:
+def _scans(split: str, digit_size: int, crisp: bool) -> tuple[np.ndarray, np.ndarray]:
     """The split's scans, enlarged, uint8 (N, digit_size, digit_size), and their classes, int (N,)."""
     scans_NHW, labels_N = load_digits(return_X_y=True)
     scans_NHW = (scans_NHW.reshape(-1, 8, 8).astype(np.int64) * 255 // 16).astype(np.uint8)
@@ -158,8 +165,13 @@ def _scans(split: str, digit_size: int) -> tuple[np.ndarray, np.ndarray]:
         members = np.flatnonzero(labels_N == label)
         rank_N[members] = np.arange(len(members))
     chosen = np.flatnonzero((rank_N % 5 == 4) == (split == 'validation'))
-    large = [Image.fromarray(scans_NHW[i]).resize((digit_size, digit_size), Image.Resampling.BICUBIC) for i in chosen]
-    return np.stack([np.asarray(image) for image in large]), labels_N[chosen]
+    side = digit_size * (_GRID if crisp else 1)
+    large = [Image.fromarray(scans_NHW[i]).resize((side, side), Image.Resampling.BICUBIC) for i in chosen]
+    large_NHW = np.stack([np.asarray(image) for image in large])
+    if crisp:
+        ink_NHW = einops.reduce(large_NHW >= _INK, 'n (h i) (w j) -> n h w', 'sum', i=_GRID, j=_GRID)
+        large_NHW = (ink_NHW * 255 // _GRID**2).astype(np.uint8)
+    return large_NHW, labels_N[chosen]
 
 
 def _place(scan_HW: np.ndarray, y_T: np.ndarray, x_T: np.ndarray, size: int) -> np.ndarray:
