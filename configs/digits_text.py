@@ -21,7 +21,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     config.batch_size = 32  # clips, and as many stacks of pictures
     config.steps = 1500
     config.dtype = 'float32'
-    digits = dict(name='moving_digits', size=32, digit_size=20, digits=1, speed=(0.5, 1.0))
+    digits = dict(name='moving_digits', size=32, digit_size=20, digits=1, speed=(0.5, 1.0), lead=8)
     config.data = dict(
         name='joint',
         clips=dict(frames=17, clips=6_000, **digits),

@@ -51,17 +51,17 @@ def sampler_of(monkeypatch, program, videos):
 
 def test_real_clips_as_samples_are_as_good_as_real_clips(program, held_out, judge, monkeypatch):
     requests = sampler_of(monkeypatch, program, held_out.videos)
-    result = program.measure_prompts(None, judge, held_out, seed=0, batch_size=8)
+    result = program.measure_prompts(None, judge, held_out, lead=4, seed=0, batch_size=8)
     assert result['samples'] == result['real'] and result['real']['direction'] > 0.9 and result['real']['digit'] > 0.8
     assert list(requests[0].prompts) == held_out.captions and len(set(held_out.captions)) > 20
 
 
 def test_clips_that_run_backwards_or_show_another_digit_are_seen(program, held_out, judge, monkeypatch):
     sampler_of(monkeypatch, program, held_out.videos[:, ::-1])
-    backwards = program.measure_prompts(None, judge, held_out, seed=0, batch_size=8)
+    backwards = program.measure_prompts(None, judge, held_out, lead=4, seed=0, batch_size=8)
     assert backwards['samples']['direction'] < 0.2 and backwards['samples']['digit'] == backwards['real']['digit']
     sampler_of(monkeypatch, program, held_out.videos[::-1])
-    others = program.measure_prompts(None, judge, held_out, seed=0, batch_size=8)
+    others = program.measure_prompts(None, judge, held_out, lead=4, seed=0, batch_size=8)
     assert others['samples']['digit'] < 0.4
 
 

@@ -20,7 +20,7 @@ from absl import app, flags, logging
 from PIL import Image
 
 from walt import build
-from walt.data.moving_digits import DIRECTIONS, LEAD
+from walt.data.moving_digits import DIRECTIONS
 from walt.evaluation.judge import Judge, agreement
 from walt.evaluation.motion import centres, headings
 from walt.evaluation.quality import psnr, ssim
@@ -119,17 +119,20 @@ def sample_clips(stage: Stage, request: Request, seed: int, batch_size: int, fra
     return np.concatenate(list(Cascade((stage,)).clips(request, seed, batch_size, frames)))
 
 
-def measure_prompts(stage: Stage, judge: Judge, held_out: Clips, seed: int, batch_size: int) -> dict[str, Any]:
+def measure_prompts(
+    stage: Stage, judge: Judge, held_out: Clips, lead: int, seed: int, batch_size: int
+) -> dict[str, Any]:
     """Whether clips of held-out captions show the digit that the caption names, and go where it says.
 
-    Beside the samples stands what the same measures say of the real clips of these captions.
+    Beside the samples stands what the same measures say of the real clips of these captions, which go straight for
+    `lead` frames.
     """
     ways_K2 = np.array([way for _, *way in DIRECTIONS])
     says_NK = [[caption.endswith(f' moving {words}') for words, *_ in DIRECTIONS] for caption in held_out.captions]
     asked_N = np.argmax(says_NK, axis=1)
 
     def measure(videos_NTHWC):
-        right_way_N = headings(videos_NTHWC, LEAD, ways_K2) == asked_N
+        right_way_N = headings(videos_NTHWC, lead, ways_K2) == asked_N
         read = agreement(judge.read(videos_NTHWC), held_out.labels, judge.classes)
         return {'digit': read['clips'], 'direction': float(right_way_N.mean())}
 
@@ -231,8 +234,9 @@ def evaluate(workdir: str) -> dict[str, Any]:
         result['samples'] = measure_samples(stage, judge, SAMPLES.value, *rest)
         protocol['samples_of_each_class'] = SAMPLES.value
     if tells_motion:
-        result['prompts'] = measure_prompts(stage, judge, held_out, *rest)
-        protocol['prompts'] = f'captions of held-out clips; heading of the bright mass over {LEAD} frames'
+        lead = build.source(data, 'validation').lead
+        result['prompts'] = measure_prompts(stage, judge, held_out, lead, *rest)
+        protocol['prompts'] = f'captions of held-out clips; heading of the bright mass over {lead} frames'
     elif stage.denoiser.text_shape:
         network = build.perceptual({'name': 'squeezenet'}, 'float32')
         seen = read_clips(build.source(data, 'train'), HELD_OUT.value)

@@ -87,6 +87,17 @@ def test_caption_names_digit_and_initial_direction():
     assert len(seen) == 8
 
 
+def test_nothing_bounces_within_the_lead():
+    """At 1 pixel a frame in a room of 12, 10 steps are straight with a lead of 10, and often not without one."""
+    straight = {}
+    for lead in (0, 10):
+        source = MovingDigits('train', lead=lead, speed=(1.0, 1.0))
+        centres = [centre_of_mass(source[index]['video'])[:11] for index in range(40)]
+        steps = [np.diff(centre_T2, axis=0) for centre_T2 in centres]
+        straight[lead] = np.mean([np.abs(step_T2 - step_T2[0]).max() < 0.1 for step_T2 in steps])
+    assert straight[10] == 1 and straight[0] < 0.6
+
+
 def test_speed_is_constant_and_within_its_bounds_along_the_motion():
     data = MovingDigits('train', size=64, speed=(0.5, 1.5))
     speeds = []

@@ -38,9 +38,8 @@ DIRECTIONS = (
     ('right and up', -1, 1),
 )
 
-# Positions in a pixel, and frame steps before the first bounce (where the room allows), so that a caption comes true.
+# Positions in a pixel.
 _SUB = 256
-LEAD = 4
 
 # Hard edges: the grey level from which on there is ink, and the grid on which a pixel is cut into ink and ground.
 _INK, _GRID = 112, 8
@@ -66,6 +65,7 @@ class MovingDigits:
         clips: length of the data set
         seed: another seed is another set of clips from the same scans
         crisp: whether ink has hard edges; a scan that is merely enlarged is smooth
+        lead: frame steps before the first bounce, where the room allows, so that a caption comes true
 
     Raises ValueError where a field is out of its range, or where the fastest digit would cross its whole room in less
     than a frame.
@@ -80,6 +80,7 @@ class MovingDigits:
     clips: int = 20_000
     seed: int = 0
     crisp: bool = False
+    lead: int = 4
 
     scans_NHW: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
     labels_N: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
@@ -89,6 +90,8 @@ class MovingDigits:
         for field in ('frames', 'digit_size', 'digits', 'clips'):
             if getattr(self, field) < 1:
                 raise ValueError(f'{field} must be 1 or more, got {getattr(self, field)}')
+        if self.lead < 0:
+            raise ValueError(f'lead must be 0 or more, got {self.lead}')
         if self.digit_size >= self.size:
             raise ValueError(f'digit_size {self.digit_size} must be less than the canvas size {self.size}')
         slow, fast = self._speeds
@@ -151,7 +154,7 @@ class MovingDigits:
     def _path(self, step: int, draw) -> np.ndarray:
         """Positions along one axis, int64 (frames,), in sub-pixels: constant steps, folded at the walls."""
         room = self._room
-        run = min(room, LEAD * abs(step))  # the way ahead that is kept free
+        run = min(room, self.lead * abs(step))  # the way ahead that is kept free
         start = draw(room - run + 1) + (run if step < 0 else 0)
         return room - np.abs((start + step * np.arange(self.frames)) % (2 * room) - room)
 
