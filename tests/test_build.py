@@ -53,7 +53,7 @@ def roots(tmp_path_factory):
 def with_roots(section: dict, roots: dict) -> dict:
     """A section `data` that reads those folders."""
     section = {key: with_roots(value, roots) if isinstance(value, dict) else value for key, value in section.items()}
-    return section | ({'root': roots[section['name']]} if 'root' in section else {})
+    return section | {key: roots[section['name']] for key in ('root', 'validation_root') if key in section}
 
 
 # In millions, of tokenizer and discriminator.

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from walt import build
+from walt import restore
 from walt.data.video_io import read_video
 from walt.parallel.mesh import make_mesh
 
@@ -177,12 +177,12 @@ def test_a_denoiser_keeps_the_tokenizer_that_it_was_trained_on(trained):
 @pytest.mark.parametrize('task', ['tokenizer', 'denoiser'])
 def test_an_average_is_restored_by_its_decay_or_refused_with_those_that_are_there(task, trained):
     """Both runs kept one, of decay 0.99."""
-    restore = {'tokenizer': build.restore_tokenizer, 'denoiser': build.restore_stage}[task]
-    first, asked = (restore(str(trained.folder / task), make_mesh(), decay=decay)[0] for decay in (None, 0.99))
+    of_task = {'tokenizer': restore.tokenizer, 'denoiser': restore.stage}[task]
+    first, asked = (of_task(str(trained.folder / task), make_mesh(), decay=decay)[0] for decay in (None, 0.99))
     for leaf, twin in zip(jax.tree.leaves(first.params), jax.tree.leaves(asked.params), strict=True):
         np.testing.assert_array_equal(leaf, twin)
     with pytest.raises(ValueError, match=rf'decay 0.5 in .*{task}/checkpoints; there are \[0.99\]'):
-        restore(str(trained.folder / task), make_mesh(), decay=0.5)
+        of_task(str(trained.folder / task), make_mesh(), decay=0.5)
 
 
 def test_a_denoiser_needs_a_tokenizer_at_its_first_start(trained, tmp_path):

@@ -27,8 +27,8 @@ ALLOWED = {
     'generation': {'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness'},
     'training': {'data', 'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness'},
 }
-BUILD = {'build': set(ALLOWED) - {''}}
-# Programs may import everything, `build` among it; but no other program.
+BUILD = {'build': set(ALLOWED) - {''}, 'restore': set(ALLOWED) - {''} | {'build'}}
+# Programs may import everything, `build` and `restore` among it; but no other program.
 PROGRAM = set(ALLOWED) - {''} | set(BUILD)
 
 # Library -> who may import it. `parallel.rules` and `training.state` read the names that Linen keeps in boxes.

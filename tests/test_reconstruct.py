@@ -27,7 +27,7 @@ def video(tmp_path_factory):
 
 @pytest.mark.parametrize('chunk', [1, 3])
 def test_pieces_are_the_whole_clip_and_what_became_of_it(program, video, trained, chunk):
-    frozen, _, _ = program.build.restore_tokenizer(str(trained.folder / 'tokenizer'), make_mesh())
+    frozen, _, _ = program.restore.tokenizer(str(trained.folder / 'tokenizer'), make_mesh())
     pieces = program.reconstruct(frozen, VideoFile.open(video), (20, 18), 17, chunk)
     real, fake = (np.concatenate(parts) for parts in zip(*pieces))
     whole = read_video(video)[0][:17, :20, :16]

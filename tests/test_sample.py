@@ -10,7 +10,7 @@ from absl import app
 from PIL import Image
 from tiny import binary, run_here
 
-from walt import build
+from walt import restore
 from walt.data.video_io import read_video, write_mp4
 from walt.denoiser.walt import Walt
 from walt.diffusion.schedules import DiscreteLinear
@@ -37,7 +37,7 @@ def asked(small_tokenizer, tmp_path, monkeypatch):
             yield np.zeros((len(request), frames or 9, 16, 16, 3), np.uint8)
 
         monkeypatch.setattr(
-            build, 'restore_stage', lambda *_: (stage, {'sampler': {'name': 'ddim', 'steps': 2, 'guidance': 1.0}}, 4)
+            restore, 'stage', lambda *_: (stage, {'sampler': {'name': 'ddim', 'steps': 2, 'guidance': 1.0}}, 4)
         )
         monkeypatch.setattr(binary('sample').Cascade, 'clips', clips)
         run_here('sample', '--workdir=run', f'--out={tmp_path}/out', '--scale=1', *flags)
@@ -160,7 +160,7 @@ def sample(conditioned, letters, tmp_path):
 
 def test_a_prompt_changes_its_clip_and_no_other(conditioned, letters):
     """Before rounding, after four steps of training, with nothing else different."""
-    stage, _, _ = build.restore_stage(str(conditioned.folder / 'base'), make_mesh())
+    stage, _, _ = restore.stage(str(conditioned.folder / 'base'), make_mesh())
     key_B = jax.random.split(jax.random.key(0), 2)
     one, two, again = (
         np.asarray(stage.latents(stage.conditions(Request(prompts=prompts)), key_B))
@@ -175,7 +175,7 @@ def test_a_clip_begins_with_the_given_frame_as_the_tokenizer_shows_it(sample, st
     """The sheet has frames as they are; the colours of an mp4 are those of two by two pixels."""
     out, *_ = sample(f'--frames={street}/street.png', '--num=2')
     last = Image.open(street / 'street.png').crop((4, 0, 44, 40)).resize((16, 16), Image.Resampling.BICUBIC)
-    stage, _, _ = build.restore_stage(str(conditioned.folder / 'base'), make_mesh())
+    stage, _, _ = restore.stage(str(conditioned.folder / 'base'), make_mesh())
     shown = stage.decode(stage.encode(np.asarray(last)[None, None]))[0, 0].astype(int)
     sheet = np.asarray(Image.open(out / 'samples.png')).astype(int)
     for top in (2, 20):
@@ -213,8 +213,8 @@ def test_pictures_are_stacks_in_a_row_and_no_videos(sample):
 
 def test_a_weaker_run_to_guide_away_from_is_restored_and_must_be_of_the_same_kind(conditioned, letters):
     mesh, base, finer = make_mesh(), str(conditioned.folder / 'base'), str(conditioned.folder / 'finer')
-    stage, _, _ = build.restore_stage(base, mesh, sampling={'weak_guidance': 2.0}, weak_workdir=base)
+    stage, _, _ = restore.stage(base, mesh, sampling={'weak_guidance': 2.0}, weak_workdir=base)
     assert stage.weak.denoiser == stage.denoiser and stage.weak_guidance == 2.0
     jax.tree.map(np.testing.assert_array_equal, stage.weak.params, stage.params)
     with pytest.raises(ValueError, match=r'other latents: \(2, 8, 8, 3\), the denoiser \(2, 4, 4, 3\)'):
-        build.restore_stage(base, mesh, weak_workdir=finer)
+        restore.stage(base, mesh, weak_workdir=finer)

@@ -10,7 +10,7 @@ import optax
 import pytest
 from tiny import Letters, binary, denoiser_config
 
-from walt import build
+from walt import build, restore
 from walt.data.joint import Joint
 from walt.data.moving_digits import MovingDigits
 from walt.data.video_io import write_mp4
@@ -73,7 +73,7 @@ def test_joint_training_tells_the_loss_of_pictures_and_of_clips(conditioned):
 def test_the_null_text_is_kept_beside_the_parameters(conditioned, letters):
     (text_SE,), (mask_S,) = Letters().encode([''])
     for name in ('base', 'finer'):
-        stage, _, step = build.restore_stage(str(conditioned.folder / name), make_mesh())
+        stage, _, step = restore.stage(str(conditioned.folder / name), make_mesh())
         for null in (stage.null_text, conditioned.state[name].measured):
             np.testing.assert_array_equal(null.text_SE, text_SE)
             np.testing.assert_array_equal(null.mask_S, mask_S)

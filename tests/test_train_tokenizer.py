@@ -126,7 +126,7 @@ def test_another_seed_is_another_network(train, tmp_path, monkeypatch):
 
 def test_held_out_clips_are_measured_in_a_feature_network_and_by_their_codes(full):
     evaluate = binary('evaluate')
-    frozen, config, _ = evaluate.build.restore_tokenizer(str(full[0]), evaluate.make_mesh())
+    frozen, config, _ = evaluate.restore.tokenizer(str(full[0]), evaluate.make_mesh())
     clips, *_ = evaluate.read_clips(evaluate.build.source(config['data'], 'validation'), 7)
     distance = evaluate.build.perceptual({'name': 'squeezenet'}, 'float32')
     measured, at_once = (evaluate.measure_tokenizer(frozen, clips, size, [distance]) for size in (3, 7))
@@ -171,11 +171,11 @@ def test_a_video_tokenizer_starts_from_one_of_images(images, train, tmp_path):
     config = tokenizer_config()
     objective = program.build.tokenizer_objective(config)
     mesh = program.make_mesh()
-    frozen, _, _ = program.build.restore_tokenizer(str(images.workdir), mesh)
+    frozen, _, _ = program.restore.tokenizer(str(images.workdir), mesh)
     state, _ = program.create_tokenizer_state(
         objective, program.build.optimizer(config['optimizer'], 4), mesh, jax.random.key(0), (5, 16, 16, 3)
     )
-    params = program.build.starting_params(str(images.workdir), objective.tokenizer, state.params, mesh)
+    params = program.restore.starting_tokenizer(str(images.workdir), objective.tokenizer, state.params, mesh)
     frame = np.random.default_rng(0).uniform(size=(1, 1, 16, 16, 3)).astype(np.float32)
     before, now = (
         jax.jit(lambda params, module=module: module.apply({'params': params}, frame)[0])(params)

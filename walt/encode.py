@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from walt import build
+from walt import build, restore
 from walt.data.draws import SPLITS
 from walt.data.encoded import Encoded
 from walt.parallel.mesh import make_mesh
@@ -44,7 +44,7 @@ def encode(config: Mapping[str, Any], tokenizer_dir: str, out: str, split: str, 
     mesh = make_mesh(**config['mesh'])
     source = build.source(config['data'], split)
     denoiser = build.denoiser(config['denoiser'], config['dtype'])
-    frozen, _, step = build.restore_tokenizer(tokenizer_dir, mesh)
+    frozen, _, step = restore.tokenizer(tokenizer_dir, mesh)
     text = build.text_encoder(config['text'])
     checkpoint = str(Path(tokenizer_dir).absolute() / 'checkpoints' / str(step))
     origin = {'data': config['data'], 'tokenizer': {'checkpoint': checkpoint, 'step': step}}

@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags, logging
 from PIL import Image
 
-from walt import build
+from walt import build, restore
 from walt.data.moving_digits import DIRECTIONS
 from walt.evaluation.judge import Judge, agreement
 from walt.evaluation.motion import centres, headings
@@ -207,13 +207,13 @@ def evaluate(workdir: str) -> dict[str, Any]:
     protocol = {'data': data, 'held_out_clips': len(held_out.videos), 'device': jax.devices()[0].device_kind}
     protocol['tokenizer'] = 'means over held-out clips of uint8 reconstructions; of frames, for perceptual distances'
     if 'denoiser' not in config:
-        frozen, _, step = build.restore_tokenizer(workdir, mesh)
+        frozen, _, step = restore.tokenizer(workdir, mesh)
         measured = measure_tokenizer(frozen, held_out.videos, BATCH_SIZE.value, distances)
         return {'step': step, 'tokenizer': measured, 'protocol': protocol}
 
     asked = {'name': SAMPLER.value, 'guidance': GUIDANCE.value, 'steps': STEPS.value}
     sampling = {key: value for key, value in asked.items() if value is not None}
-    stage, _, step = build.restore_stage(workdir, mesh, sampling=sampling)
+    stage, _, step = restore.stage(workdir, mesh, sampling=sampling)
     result = {'step': step, 'tokenizer': measure_tokenizer(stage.frozen, held_out.videos, BATCH_SIZE.value, distances)}
     protocol |= {'seed': SEED.value, 'sampler': build.other_sampler(config['sampler'], sampling)}
     rest = (SEED.value, BATCH_SIZE.value)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from absl import app, flags, logging
 
-from walt import build
+from walt import restore
 from walt.data.video_file import VideoFile
 from walt.data.video_io import write_mp4
 from walt.evaluation.quality import psnr
@@ -58,7 +58,7 @@ def reconstruct(
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
-    frozen, _, _ = build.restore_tokenizer(WORKDIR.value, make_mesh())
+    frozen, _, _ = restore.tokenizer(WORKDIR.value, make_mesh())
     file = VideoFile.open(VIDEO.value)
     scale = 1 if SHORT_SIDE.value is None else SHORT_SIDE.value / min(file.height, file.width)
     size = round(file.height * scale), round(file.width * scale)

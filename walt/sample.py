@@ -26,7 +26,7 @@ import numpy as np
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from walt import build
+from walt import build, restore
 from walt.data.contact_sheet import contact_sheet, tile
 from walt.data.last_frames import last_frames
 from walt.data.video_io import write_gif, write_mp4, write_png
@@ -110,8 +110,7 @@ def main(_) -> None:
     sampling = {key: value for key, value in asked.items() if value is not None}
     workdirs, mesh = CASCADE.value or [WORKDIR.value], make_mesh()
     restored = [
-        build.restore_stage(workdir, mesh, STEP.value, sampling, DECAY.value, WEAK_WORKDIR.value)
-        for workdir in workdirs
+        restore.stage(workdir, mesh, STEP.value, sampling, DECAY.value, WEAK_WORKDIR.value) for workdir in workdirs
     ]
     stages, configs, steps = zip(*restored)
     cascade = Cascade(stages)

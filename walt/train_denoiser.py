@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags, logging
 from jax.sharding import Mesh
 
-from walt import build
+from walt import build, restore
 from walt.data.encoded import Encoded
 from walt.denoiser.conditions import NullText
 from walt.parallel.mesh import check_batch, make_mesh
@@ -66,7 +66,7 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
         ema_decay=config['ema_decay'],
     )
     if latest_step(workdir) is None:
-        state = state.starting_from(build.starting_denoiser(config['start'], denoiser, state.params, mesh))
+        state = state.starting_from(restore.starting_denoiser(config['start'], denoiser, state.params, mesh))
     claim_workdir(workdir, config)
     copy()
 
@@ -76,7 +76,7 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
             f'{workdir}/latents',
             frozen=frozen,
             encode=functools.partial(to_latents, denoiser=denoiser),
-            origin={'data': config['data'], 'tokenizer': {'checkpoint': build.own_tokenizer(workdir)}},
+            origin={'data': config['data'], 'tokenizer': {'checkpoint': restore.own_tokenizer(workdir)}},
             mesh=mesh,
             batch_size=config['batch_size'],
         )
@@ -122,12 +122,12 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
 
 def find_tokenizer(tokenizer_dir: str, workdir: str, mesh: Mesh) -> tuple[FrozenTokenizer, Callable[[], None]]:
     """The run's own copy of the tokenizer, or else the one in `tokenizer_dir` with what copies it into the workdir."""
-    own = build.own_tokenizer(workdir)
+    own = restore.own_tokenizer(workdir)
     if latest_step(own) is not None:
-        return build.restore_tokenizer(own, mesh)[0], lambda: None
+        return restore.tokenizer(own, mesh)[0], lambda: None
     if not tokenizer_dir:
         raise ValueError('config.tokenizer_dir is empty: give the workdir of a trained tokenizer')
-    frozen, config, step = build.restore_tokenizer(tokenizer_dir, mesh)
+    frozen, config, step = restore.tokenizer(tokenizer_dir, mesh)
     return frozen, lambda: save_ema(own, {'params': frozen.params, 'measured': frozen.norm}, config, step)
 
 

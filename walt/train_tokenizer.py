@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from walt import build
+from walt import build, restore
 from walt.parallel.mesh import check_batch, make_mesh
 from walt.parallel.rules import activate, batch_sharding, replicated
 from walt.parallel.shard import put_batch
@@ -49,7 +49,7 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
     key = stream(jax.random.key(config['seed']), 'init')
     state, layout = create_tokenizer_state(objective, optimizer, mesh, key, video_shape, config['ema_decay'])
     if config['start']['tokenizer_dir'] and latest_step(workdir) is None:
-        params = build.starting_params(config['start']['tokenizer_dir'], tokenizer, state.params, mesh)
+        params = restore.starting_tokenizer(config['start']['tokenizer_dir'], tokenizer, state.params, mesh)
         state = state.starting_from(params)
     claim_workdir(workdir, config)
     if jax.process_index() == 0:

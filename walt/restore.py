@@ -1,0 +1,158 @@
+"""Runs on disk -> objects: what a program goes on from, and what it samples with.
+
+A workdir holds the configuration it was trained with, so nothing else needs to be said of it.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from walt import build
+from walt.denoiser.aspect import change_aspect
+from walt.denoiser.walt import Walt
+from walt.diffusion.loss import DenoisingLoss
+from walt.generation.stage import Stage, Weak
+from walt.parallel.rules import replicated
+from walt.tokenizer.autoencoder import Tokenizer
+from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
+from walt.tokenizer.inflation import inflate
+from walt.training.checkpoints import restore_ema, saved_config
+from walt.training.state import abstract_params, ema_decays
+
+
+def own_tokenizer(workdir: str) -> str:
+    """Where a denoiser's workdir keeps a copy of the tokenizer that it was trained on."""
+    return os.path.join(workdir, 'tokenizer')
+
+
+def _whole(tree: Any, mesh: Mesh) -> Any:
+    """Shapes -> shapes that every device has the whole of."""
+    sharding = replicated(mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def tokenizer(
+    workdir: str, mesh: Mesh, step: int | None = None, decay: float | None = None
+) -> tuple[FrozenTokenizer, dict[str, Any], int]:
+    """The trained tokenizer in `workdir`: (averaged parameters and latent norm, its configuration, step).
+
+    `decay` picks the average, as `restore_ema`; the configuration comes back with this one as its only `ema_decay`.
+    """
+    config = saved_config(workdir, step)
+    module = build.tokenizer(config['tokenizer'], config['dtype'])
+    pixels = (1, *[math.prod(module.spatial_strides)] * 2, module.pixel_channels)
+    norm = jax.eval_shape(lambda: LatentNorm.identity(module.latent_channels))
+    items = {'params': abstract_params(build.init_tokenizer(module, pixels), mesh), 'measured': _whole(norm, mesh)}
+    restored, step = restore_ema(workdir, items, step, decay)
+    config['ema_decay'] = ema_decays(config['ema_decay'])[0] if decay is None else decay
+    return FrozenTokenizer(module, restored['params'], restored['measured']), config, step
+
+
+def starting_tokenizer(tokenizer_dir: str, module: Tokenizer, params: Any, mesh: Mesh) -> Any:
+    """The averaged parameters of another run, inflated if that one is of images and `module` is of video.
+
+    Args:
+        params: new parameters of `module`, whose shapes and layout the result has.
+
+    Raises:
+        ValueError: if the two tokenizers differ in anything else than time, naming each difference with both values.
+    """
+    frozen, _, _ = tokenizer(tokenizer_dir, mesh)
+    free = {'parent', 'name', 'dtype'} | ({'kernel_t', 'temporal_strides'} if frozen.module.kernel_t == 1 else set())
+    fields = [field.name for field in dataclasses.fields(Tokenizer) if field.name not in free]
+    changed = [
+        f'{name}: {getattr(frozen.module, name)!r} there, {getattr(module, name)!r} here'
+        for name in fields
+        if getattr(frozen.module, name) != getattr(module, name)
+    ]
+    if changed:
+        raise ValueError(f'the tokenizer in {tokenizer_dir} does not fit: ' + '; '.join(changed))
+    found = frozen.params if frozen.module.kernel_t == module.kernel_t else inflate(frozen.params, params)
+    return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, params)
+
+
+def starting_denoiser(section: Mapping[str, Any], module: Walt, params: Any, mesh: Mesh) -> Any:
+    """The averaged parameters of the run in `denoiser_dir`, for latents of another height and width if need be.
+
+    Args:
+        section: `start`; an empty `denoiser_dir` returns `params`.
+        params: new parameters of `module`, whose layout the result has.
+
+    Raises:
+        ValueError: if the two denoisers differ in anything else, naming each difference with both values.
+    """
+    if set(section) != {'denoiser_dir'}:
+        raise ValueError(f"start has the key 'denoiser_dir', not {sorted(section)}")
+    if not section['denoiser_dir']:
+        return params
+    restored, there, _, _ = _denoiser(section['denoiser_dir'], mesh)
+    found = change_aspect(restored['params'], there, module)
+    return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, params)
+
+
+def _denoiser(workdir: str, mesh: Mesh, step: int | None = None, decay: float | None = None):
+    """(averaged parameters and null text, module, configuration, step)."""
+    config = saved_config(workdir, step)
+    module = build.denoiser(config['denoiser'], config['dtype'])
+    measured = _whole(build.abstract_null_text(module), mesh)
+    items = {'params': abstract_params(build.init_denoiser(module), mesh), 'measured': measured}
+    restored, step = restore_ema(workdir, items, step, decay)
+    return restored, module, config, step
+
+
+def stage(
+    workdir: str,
+    mesh: Mesh,
+    step: int | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    decay: float | None = None,
+    weak_workdir: str | None = None,
+) -> tuple[Stage, dict[str, Any], int]:
+    """The trained denoiser in `workdir` with its tokenizer, ready to sample: (stage, its configuration, step).
+
+    Args:
+        sampling: keys that replace those of the configuration's section `sampler`.
+        decay: of the average to sample from, where the run kept several; the first by default.
+        weak_workdir: of a denoiser to guide away from (autoguidance), by the sampler's `weak_guidance`.
+
+    Raises:
+        ValueError: if the weak denoiser is of other latents, conditions or predictions, naming both.
+    """
+    restored, module, config, step = _denoiser(workdir, mesh, step, decay)
+    frozen, _, _ = tokenizer(own_tokenizer(workdir), mesh)
+    noise = build.schedule(config['schedule'])
+    objective, encoder = build.loss(config['loss'], noise), build.text_encoder(config['text'])
+    restored_stage = Stage(
+        denoiser=module,
+        params=restored['params'],
+        frozen=frozen,
+        schedule=noise,
+        parametrisation=objective.parametrisation,
+        self_conditioning=objective.self_conditioning > 0,
+        mesh=mesh,
+        encode_text=encoder and encoder.encode,
+        null_text=restored['measured'],
+        most_given=max(build.conditioning(config['conditioning'], noise).given_frames),
+        weak=weak_workdir and _weak(weak_workdir, mesh, module, objective),
+        **build.sampler(build.other_sampler(config['sampler'], sampling or {})),
+    )
+    return restored_stage, config, step
+
+
+def _weak(workdir: str, mesh: Mesh, module: Walt, objective: DenoisingLoss) -> Weak:
+    restored, weak, config, _ = _denoiser(workdir, mesh)
+    predicts = build.loss(config['loss'], build.schedule(config['schedule'])).parametrisation
+    pairs = {
+        'latents': (weak.latent_shape, module.latent_shape),
+        'conditions': (weak.conditions, module.conditions),
+        'prediction': (predicts, objective.parametrisation),
+    }
+    for name, (there, here) in pairs.items():
+        if there != here:
+            raise ValueError(f'the weak denoiser in {workdir} has other {name}: {there}, the denoiser {here}')
+    return Weak(weak, restored['params'])
