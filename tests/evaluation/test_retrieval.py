@@ -33,6 +33,11 @@ def test_neither_length_nor_what_all_clips_share_counts(rng):
     np.testing.assert_array_equal(ranks(samples, centred), ranks(7 * samples, centred))
 
 
+def test_figures_of_ranks():
+    figures = retrieval(np.array([1, 1, 4, 10, 11, 50]))
+    assert figures == {'gallery': 6, 'median_rank': 7.0, 'first': 2 / 6, 'first_ten': 4 / 6}
+
+
 def test_chance_is_the_middle(rng):
     samples, gallery = rng.normal(size=(2, 400, 32))
     assert abs(retrieval(ranks(samples, gallery))['median_rank'] - 200.5) < 30
