@@ -1,11 +1,10 @@
 """Frame prediction on moving digits: 12 frames after 5, and on to any length, at 64x64 pixels.
 
-python -m walt.train_denoiser --config=configs/digits_frames.py --workdir=runs/digits_frames \
-    --config.tokenizer_dir=runs/quickstart/tokenizer
-python -m walt.sample --workdir=runs/digits_frames --frames=FILE --seconds=8
+python -m walt.train_denoiser --config=configs/digits_frames.py --workdir=runs/digits/frames \
+    --config.tokenizer_dir=runs/digits/frames_tokenizer
+python -m walt.sample --workdir=runs/digits/frames --frames=FILE --seconds=8
 
-The quickstart's tokenizer is convolutional, so it takes clips of twice the size as they are. Two latent frames are
-given in every example. Not measured yet.
+`configs/digits_frames_tokenizer.py` is the tokenizer's. Two latent frames are given in every example. Not measured yet.
 """
 
 import ml_collections

@@ -1,9 +1,9 @@
 """Text to video on moving digits, with pictures beside clips: "the digit three moving left and up" -> 17x32x32.
 
-python -m walt.train_denoiser --config=configs/digits_text.py --workdir=runs/digits_text \
+python -m walt.train_denoiser --config=configs/digits_text.py --workdir=runs/digits/text \
     --config.tokenizer_dir=runs/quickstart/tokenizer
-python -m walt.sample --workdir=runs/digits_text --prompts='the digit three moving left'
-python -m walt.sample --workdir=runs/digits_text --prompts='the digit three' --pictures
+python -m walt.sample --workdir=runs/digits/text --prompts='the digit three moving left'
+python -m walt.sample --workdir=runs/digits/text --prompts='the digit three' --pictures
 
 The quickstart's tokenizer, a table of word vectors for the text, and one model for clips and pictures, which predicts
 frames as well. 75 minutes on two CPU cores beside other programs. Of 100 clips of held-out captions all show the digit

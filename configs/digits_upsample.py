@@ -16,7 +16,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch_size = 16
-    config.steps = 1000
+    config.steps = 1500
     config.dtype = 'float32'
     config.data = dict(
         name='moving_digits',
@@ -33,13 +33,13 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     config.text = dict(name='none')
     config.denoiser = dict(
         name='walt',
-        latent_shape=(5, 8, 8, 8),
+        latent_shape=(5, 16, 16, 8),
         upsample=2,
         width=192,
         depth=6,
         heads=4,
-        patch=2,
-        spatiotemporal_window=(4, 4),
+        patch=4,
+        spatiotemporal_window=(2, 2),
         rank=2,
     )
     config.start = dict(denoiser_dir='')

@@ -5,7 +5,8 @@
 #   ./launch/denoiser_experiments.sh [text | frames | upsample | ARM:SEED ...]       some hours on two CPU cores
 #
 # ARM is one of configs/digits_ablation.py. Run again, it reuses what is there. RUNS names another folder than
-# runs/digits. The tokenizer is the quickstart's, but for super-resolution; it is trained where it is not there.
+# runs/digits. The tokenizer is the quickstart's, for frames and super-resolution one of their own; it is trained where
+# it is not there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,17 +22,17 @@ python=.venv/bin/python
 source launch/environment.sh
 
 for run in "${asked[@]}"; do
-  workdir=$runs/${run/:/-} seed=0 tokenizer=runs/quickstart/tokenizer tokenizer_config=configs/quickstart_tokenizer.py
+  workdir=$runs/${run/:/-} seed=0 config=configs/digits_$run.py
+  tokenizer=runs/quickstart/tokenizer tokenizer_config=configs/quickstart_tokenizer.py
   case $run in
-    text | frames) config=configs/digits_$run.py ;;
-    upsample)
-      config=configs/digits_upsample.py
-      tokenizer=$runs/upsample_tokenizer tokenizer_config=configs/digits_upsample_tokenizer.py
-      ;;
+    text) ;;
+    frames | upsample) tokenizer=$runs/${run}_tokenizer tokenizer_config=configs/digits_${run}_tokenizer.py ;;
     *) config=configs/digits_ablation.py:${run%:*} seed=${run#*:} ;;
   esac
   echo "== $run"
-  "$python" -m walt.train_tokenizer --config="$tokenizer_config" --workdir="$tokenizer"
+  [[ ${trained:-} == "$tokenizer" ]] ||
+    "$python" -m walt.train_tokenizer --config="$tokenizer_config" --workdir="$tokenizer"
+  trained=$tokenizer
   # The arms of the ablation are trained on the same latents.
   if [[ $run == *:* && ! -d $workdir && -d $runs/latents ]]; then
     mkdir -p "$workdir" && cp -r "$runs/latents" "$workdir/latents"
