@@ -15,8 +15,8 @@ from configs import common
 def get_config(mode: str = '') -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.batch_size = 24
-    config.steps = 1000
+    config.batch_size = 16
+    config.steps = 4500
     config.dtype = 'float32'
     config.data = dict(name='moving_digits', frames=17, size=64, digit_size=20, digits=1, speed=(0.5, 1.5), clips=3_000)
     config.tokenizer_dir = ''
@@ -42,9 +42,9 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     config.ema_decay = 0.99
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.log_every = 20
-    config.checkpoint_every = 250
-    config.validate_every = 250
-    config.validation_batches = 2
+    config.checkpoint_every = 500
+    config.validate_every = 500
+    config.validation_batches = 3
     if mode == 'smoke':
         common.smoke(config)
         config.data.clips = 64
