@@ -16,6 +16,7 @@ from ml_collections import config_flags
 from walt.data.encoded import Encoded
 from walt.data.image_folder import ImageFolder
 from walt.data.joint import Joint
+from walt.data.mosaic import Mosaic
 from walt.data.moving_digits import MovingDigits
 from walt.data.video_folder import VideoFolder
 from walt.denoiser.conditions import NullText, abstract
@@ -43,6 +44,7 @@ SOURCES = {
     'image_folder': ImageFolder,
     'encoded': Encoded,
 }
+SOURCES_OF_SOURCES = {'joint': Joint, 'mosaic': Mosaic}
 TOKENIZERS = {'causal_cnn': Tokenizer}
 BOTTLENECKS = {'none': Continuous, 'kl': Kl, 'vq': Vq, 'lfq': Lfq, 'fsq': Fsq}
 DISCRIMINATORS = {'none': lambda dtype: None, 'residual_3d': Discriminator}
@@ -100,13 +102,16 @@ def construct(kind: str, section: Mapping[str, Any], choices: Mapping[str, Calla
 
 
 def source(section: Mapping[str, Any], split: str):
-    """The data set of a section; `split` is 'train' or 'validation'. Those of `joint` are sections of their own."""
-    if section.get('name') == 'joint':
-        section = dict(section) | {
-            part: source(section[part], split) for part in ('clips', 'pictures') if part in section
-        }
-        return construct('data', section, {'joint': Joint})
+    """The data set of a section; `split` is 'train' or 'validation'. Sources inside a source are sections inside it."""
+    if section.get('name') in SOURCES_OF_SOURCES:
+        parts = {part: source(inner, split) for part, inner in section.items() if isinstance(inner, Mapping)}
+        return construct('data', dict(section) | parts, SOURCES_OF_SOURCES)
     return construct('data', section, SOURCES, split=split)
+
+
+def clips_section(section: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a section `data`, the one that names the clips themselves."""
+    return section['clips'] if section.get('name') in SOURCES_OF_SOURCES else section
 
 
 def tokenizer(section: Mapping[str, Any], dtype: str) -> Tokenizer:

@@ -201,7 +201,7 @@ def _bicubic(frame_HWC: np.ndarray, factor: int) -> np.ndarray:
 def evaluate(workdir: str) -> dict[str, Any]:
     """All figures of a run, and under `protocol` how they came about."""
     config, mesh = saved_config(workdir), make_mesh()
-    data = config['data'].get('clips', config['data']) if config['data']['name'] == 'joint' else config['data']
+    data = build.clips_section(config['data'])
     held_out = read_clips(build.source(data, 'validation'), HELD_OUT.value)
     distances = [build.perceptual({'name': name}, 'float32') for name in PERCEPTUAL.value if name != 'none']
     protocol = {'data': data, 'held_out_clips': len(held_out.videos), 'device': jax.devices()[0].device_kind}

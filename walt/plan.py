@@ -232,9 +232,10 @@ def clip_shape(section: Mapping[str, Any]) -> tuple[int, int, int, int]:
     Raises:
         ValueError: on an unknown source, or if neither the section nor the source's defaults say frames and size.
     """
+    section = build.clips_section(section)
     name = section.get('name')
     if name not in build.SOURCES:
-        raise ValueError(f'unknown data {name!r}; choices: {sorted(build.SOURCES)}')
+        raise ValueError(f'unknown data {name!r}; choices: {sorted(build.SOURCES | build.SOURCES_OF_SOURCES)}')
     fields = inspect.signature(build.SOURCES[name]).parameters.values()
     values = {field.name: field.default for field in fields if field.default is not inspect.Parameter.empty}
     values |= section | ({'frames': 1} if name in _IMAGES else {})
