@@ -82,8 +82,14 @@ def millions(tree) -> float:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) / 1e6
 
 
-@pytest.mark.parametrize('mode', ['', 'smoke'])
-@pytest.mark.parametrize('name', CONFIGS)
+# Of these, the smoke mode takes the step of another one's.
+ALIKE = {'tokenizer_imagenet', 'tokenizer_k600', 'tokenizer_ucf101', 'walt_k600_l', 'walt_ucf101_xl'}
+ALIKE |= {'walt_t2v_base', 'walt_t2v_base_9x16', 'walt_t2v_sr2'}
+MODES = [(name, '', []) for name in CONFIGS]
+MODES += [(name, 'smoke', [pytest.mark.slow] if name in ALIKE else []) for name in CONFIGS]
+
+
+@pytest.mark.parametrize(('name', 'mode'), [pytest.param(name, mode, marks=marks) for name, mode, marks in MODES])
 def test_every_config_builds_its_objects_and_its_smoke_mode_takes_a_step_in_shapes(name, mode, roots):
     """At full size too; a parameter with a logical axis that no rule covers would be refused."""
     config = get_config(name, mode).to_dict()

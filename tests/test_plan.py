@@ -26,8 +26,9 @@ CONFIGS = sorted(path.stem for path in ROOT.glob('configs/*.py') if path.stem no
 
 # Networks of dozens of layers, which take up to ten seconds each to trace.
 DEEP = {'tokenizer_imagenet', 'tokenizer_k600', 'tokenizer_t2v', 'tokenizer_ucf101', 'video_folder_tokenizer'}
-# Denoisers of a kind that another one stands for.
+# Those of a kind that another one stands for.
 DEEP |= {'walt_imagenet_l', 'walt_k600_l', 'walt_t2v_base', 'walt_t2v_base_9x16', 'walt_t2v_sr2', 'walt_ucf101_xl'}
+DEEP |= {name for name in CONFIGS if name.startswith(('digits_', 'emoji_', 'tokenizer_'))}
 
 
 @pytest.fixture(scope='module')
