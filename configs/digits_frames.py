@@ -5,8 +5,8 @@ python -m walt.train_denoiser --config=configs/digits_frames.py --workdir=runs/d
 python -m walt.sample --workdir=runs/digits/frames --frames=FILE --seconds=8
 
 `configs/digits_frames_tokenizer.py` is the tokenizer's. Two latent frames are given in every example. 35 minutes on one
-CPU core. The bright mass is 2.9 pixels from where it went after 12 frames (median of 100 held-out clips), the border jump
-of 65-frame rollouts 1.14; digits do not stay the same digit: docs/denoiser.md.
+CPU core. The bright mass is 2.9 pixels from where it went after 12 frames (median of 100 held-out clips), the border
+jump of 65-frame rollouts 1.14; digits do not stay the same digit: docs/denoiser.md.
 """
 
 import ml_collections

@@ -202,7 +202,8 @@ def evaluate(workdir: str) -> dict[str, Any]:
     """All figures of a run, and under `protocol` how they came about."""
     config, mesh = saved_config(workdir), make_mesh()
     data = build.clips_section(config['data'])
-    held_out = read_clips(build.source(data, 'validation'), HELD_OUT.value)
+    validation = build.source(data, 'validation')
+    held_out = read_clips(validation, HELD_OUT.value)
     distances = [build.perceptual({'name': name}, 'float32') for name in PERCEPTUAL.value if name != 'none']
     protocol = {'data': data, 'held_out_clips': len(held_out.videos), 'device': jax.devices()[0].device_kind}
     protocol['tokenizer'] = 'means over held-out clips of uint8 reconstructions; of frames, for perceptual distances'
@@ -234,9 +235,8 @@ def evaluate(workdir: str) -> dict[str, Any]:
         result['samples'] = measure_samples(stage, judge, SAMPLES.value, *rest)
         protocol['samples_of_each_class'] = SAMPLES.value
     if tells_motion:
-        lead = build.source(data, 'validation').lead
-        result['prompts'] = measure_prompts(stage, judge, held_out, lead, *rest)
-        protocol['prompts'] = f'captions of held-out clips; heading of the bright mass over {lead} frames'
+        result['prompts'] = measure_prompts(stage, judge, held_out, validation.lead, *rest)
+        protocol['prompts'] = f'captions of held-out clips; heading of the bright mass over {validation.lead} frames'
     elif stage.denoiser.text_shape:
         network = build.perceptual({'name': 'squeezenet'}, 'float32')
         seen = read_clips(build.source(data, 'train'), HELD_OUT.value)

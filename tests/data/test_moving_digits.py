@@ -159,6 +159,7 @@ def test_iteration_stops_at_the_length():
         ({'speed': (0, 1)}, r'\(0, 1\)'),
         ({'speed': (1, 13)}, r'\(1, 13\) .* 12'),
         ({'seed': -1}, 'seed .* -1'),
+        ({'lead': -1}, 'lead .* -1'),
     ],
 )
 def test_fields_out_of_range_are_named(fields, message):
