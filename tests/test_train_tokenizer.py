@@ -49,7 +49,7 @@ def images(train, tmp_path_factory):
     """`workdir`, `state`, `config` of an image tokenizer as wide as `tokenizer_config`; its average has no memory."""
     workdir, config = tmp_path_factory.mktemp('images'), tokenizer_config() | {'ema_decay': 0.0}
     config['data'] = DATA | {'frames': 1}
-    config['tokenizer'] |= {'kernel_t': 1, 'temporal_strides': (1, 1)}
+    config['tokenizer'] |= {'kernel_t': 1, 'temporal_strides': (1,)}
     return SimpleNamespace(workdir=workdir, state=train(config, workdir), config=config)
 
 

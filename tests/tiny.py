@@ -62,10 +62,10 @@ def tokenizer_config() -> dict:
     config |= {'batch_size': 4, 'data': DATA, 'latent_norm_batches': 1}
     config['tokenizer'] |= {
         'channels': 4,
-        'multipliers': (1, 2, 2),
-        'blocks': (0, 1, 0),
-        'spatial_strides': (2, 2),
-        'temporal_strides': (2, 2),
+        'multipliers': (1, 2),
+        'blocks': (0, 0),
+        'spatial_strides': (4,),
+        'temporal_strides': (4,),
         'latent_channels': 3,
         'groups': 2,
     }

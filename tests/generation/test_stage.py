@@ -153,16 +153,19 @@ def test_guidance_towards_frames_changes_the_others_and_has_a_scale_of_its_own(f
 
 
 def test_autoguidance_goes_away_from_another_denoiser(full, rows):
-    """Away from itself is nowhere; scale 1 is none."""
+    """Away from itself is nowhere; scale 1 is none. It is rescaled as all guidance is."""
     plain = dataclasses.replace(full, guidance=1.0)
     expected, half = latents(plain, rows), jax.tree.map(lambda leaf: leaf / 2, full.params)
 
-    def away_from(params, scale):
-        return latents(dataclasses.replace(plain, weak=Weak(full.denoiser, params), weak_guidance=scale), rows)
+    def away_from(params, scale, rescale=0.0):
+        weak = Weak(full.denoiser, params)
+        return latents(dataclasses.replace(plain, weak=weak, weak_guidance=scale, rescale=rescale), rows)
 
     np.testing.assert_allclose(away_from(full.params, 3.0), expected, atol=1e-4)
     np.testing.assert_allclose(away_from(half, 1.0), expected, atol=1e-4)
-    assert np.abs(away_from(half, 3.0)[:, 1] - expected[:, 1]).max() > 1e-2
+    away = away_from(half, 3.0)
+    assert np.abs(away[:, 1] - expected[:, 1]).max() > 1e-2
+    assert np.abs(away_from(half, 3.0, rescale=1.0) - away)[:, 1].max() > 1e-2
 
 
 def test_where_no_frame_is_given_all_are_sampled(full, rows, sampled):
