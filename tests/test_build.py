@@ -163,8 +163,9 @@ def test_an_unknown_mode_is_refused_with_the_choices(name):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_the_smoke_mode_is_a_few_steps_with_everything_in_them(name):
+def test_the_smoke_mode_is_a_few_steps_with_everything_in_them_on_any_machine(name):
     smoke = get_config(name, 'smoke')
+    assert smoke.mesh.to_dict() == dict(data=-1, fsdp=1, tensor=1)
     assert smoke.steps <= 10 and smoke.batch_size <= 8
     for every in ('log_every', 'checkpoint_every', 'validate_every'):
         assert smoke[every] < smoke.steps, every

@@ -256,7 +256,7 @@ def test_a_mesh_without_devices_is_laid_out_as_one_with_them(program):
 
 
 def test_what_does_not_fit_a_mesh_is_refused_with_both_values(program):
-    with pytest.raises(ValueError, match=r"'fsdp': 3.* takes 6 devices, but there are 8"):
+    with pytest.raises(ValueError, match=r"'fsdp': 3.* do not multiply to the 8 devices"):
         program.abstract_mesh(8, fsdp=3)
     with pytest.raises(ValueError, match='batch_size 4 is not divisible by the 3 devices'):
         program.plan(tokenizer_config(), devices=3)

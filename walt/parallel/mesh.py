@@ -34,11 +34,10 @@ def abstract_mesh(devices: int | None = None, *, data: int = -1, fsdp: int = 1, 
 
 
 def _shape(devices: int, data: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
-    if data == -1:
-        data = devices // (fsdp * tensor)
-    shape = (data, fsdp, tensor)
+    shape = (devices // max(fsdp * tensor, 1) if data == -1 else data, fsdp, tensor)
     if min(shape) < 1 or math.prod(shape) != devices:
-        raise ValueError(f'mesh {dict(zip(AXES, shape))} takes {math.prod(shape)} devices, but there are {devices}')
+        asked = dict(zip(AXES, (data, fsdp, tensor)))
+        raise ValueError(f'the axes of mesh {asked} do not multiply to the {devices} devices that there are')
     return shape
 
 
