@@ -112,7 +112,7 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
         return fit(
             lambda state, batch, key: step(state, frozen, batch, key),
             state,
-            iter(rows(source)),
+            lambda start: iter(rows(source, start=start)),
             workdir=workdir,
             config=config,
             put_batch=put,

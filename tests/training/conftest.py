@@ -20,8 +20,8 @@ def new_state():
     return State(jnp.zeros((), jnp.int32), params, OPTIMIZER.init(params), params, {'count': jnp.zeros(())})
 
 
-def new_batches():
-    return iter(batches([{'x': x} for x in np.arange(10, dtype=np.float32)], 2, keys=('x',), threads=0))
+def new_batches(start=0):
+    return iter(batches([{'x': x} for x in np.arange(10, dtype=np.float32)], 2, keys=('x',), start=start, threads=0))
 
 
 @jax.jit

@@ -22,14 +22,14 @@ CONFIG = {'seed': 3, 'optimizer': {'name': 'adamw', 'betas': (0.9, 0.99)}}
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory, toy):
-    """A workdir with steps 1 and 2, the state of step 2, and the batch that comes after it."""
+    """A workdir with steps 1 and 2, and the state of step 2."""
     workdir, state, batches = tmp_path_factory.mktemp('run'), toy.state(), toy.batches()
     with Checkpoints(workdir, CONFIG) as checkpoints:
         for step in (1, 2):
             state, _ = toy.step(state, next(batches), jax.random.key(step))
             state = state.replace(measured={'count': jnp.asarray(float(step))})
-            checkpoints.save(state, batches)
-    return workdir, state, next(batches)['x']
+            checkpoints.save(state)
+    return workdir, state
 
 
 def abstract_ema(state):
@@ -43,47 +43,44 @@ def assert_same(tree, other):
         np.testing.assert_array_equal(leaf, twin)
 
 
-def test_a_restored_state_is_the_saved_one_and_data_goes_on_where_it_was(run, toy):
-    workdir, state, next_x = run
-    batches = toy.batches()
+def test_a_restored_state_is_the_saved_one(run, toy):
+    workdir, state = run
     with Checkpoints(workdir, CONFIG) as checkpoints:
-        restored = checkpoints.restore_latest(toy.state(), batches)
+        restored = checkpoints.restore_latest(toy.state())
     assert_same(restored, state)
-    np.testing.assert_array_equal(next(batches)['x'], next_x)
 
 
 def test_a_restored_state_lies_where_the_new_one_would(run, toy):
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     new = jax.device_put(toy.state(), sharding)
     with Checkpoints(run[0], CONFIG) as checkpoints:
-        restored = checkpoints.restore_latest(new, toy.batches())
+        restored = checkpoints.restore_latest(new)
     assert all(leaf.sharding == sharding for leaf in jax.tree.leaves(restored))
 
 
 def test_without_a_checkpoint_the_given_state_comes_back(tmp_path, toy):
     state = toy.state()
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
-        assert checkpoints.restore_latest(state, toy.batches()) is state
+        assert checkpoints.restore_latest(state) is state
 
 
 def test_the_average_is_restored_without_the_optimizer(run, tmp_path):
-    workdir, state, _ = run
+    workdir, state = run
     sampling_only = shutil.copytree(workdir, tmp_path / 'copy')
-    for item in ('state', 'data'):
-        shutil.rmtree(sampling_only / 'checkpoints' / '2' / item)
+    shutil.rmtree(sampling_only / 'checkpoints' / '2' / 'state')
     restored, step = restore_ema(sampling_only, abstract_ema(state))
     assert step == 2 and set(restored) == {'params', 'measured'}
     assert_same(restored, {'params': state.ema, 'measured': state.measured})
 
 
 def test_an_older_step_can_be_asked_for(run):
-    workdir, state, _ = run
+    workdir, state = run
     restored, step = restore_ema(workdir, abstract_ema(state), step=1)
     assert step == 1 and restored['measured']['count'] == 1
 
 
 def test_a_missing_step_names_those_that_exist(run):
-    workdir, state, _ = run
+    workdir, state = run
     with pytest.raises(FileNotFoundError, match=r'step 7 in .*checkpoints; there are steps \[1, 2\]'):
         restore_ema(workdir, abstract_ema(state), step=7)
     with pytest.raises(FileNotFoundError, match='step 7'):
@@ -105,10 +102,10 @@ def test_the_configuration_is_in_the_checkpoint(run):
 
 
 def test_the_newest_checkpoints_stay(tmp_path, toy):
-    state, batches = toy.state(), toy.batches()
+    state = toy.state()
     with Checkpoints(tmp_path, CONFIG, keep=2) as checkpoints:
         for step in (3, 5, 9):
-            checkpoints.save(state.replace(step=jnp.asarray(step, jnp.int32)), batches)
+            checkpoints.save(state.replace(step=jnp.asarray(step, jnp.int32)))
     assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['5', '9']
     assert latest_step(tmp_path) == 9
 
@@ -116,7 +113,7 @@ def test_the_newest_checkpoints_stay(tmp_path, toy):
 def test_a_step_that_is_there_is_not_saved_again(run, toy, tmp_path):
     workdir = shutil.copytree(run[0], tmp_path / 'copy')
     with Checkpoints(workdir, CONFIG) as checkpoints:
-        checkpoints.save(run[1].replace(ema={'w': jnp.zeros(3)}), toy.batches())
+        checkpoints.save(run[1].replace(ema={'w': jnp.zeros(3)}))
     restored, _ = restore_ema(workdir, abstract_ema(run[1]))
     assert_same(restored['params'], run[1].ema)
 
@@ -129,7 +126,7 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(run, toy, tmp_path):
     shutil.rmtree(checkpoints / '3.orbax-checkpoint-tmp' / 'ema')
     assert latest_step(workdir) == 2
     with Checkpoints(workdir, CONFIG) as manager:
-        assert manager.restore_latest(toy.state(), toy.batches()).step == 2
+        assert manager.restore_latest(toy.state()).step == 2
 
 
 def test_an_average_alone_can_be_saved_and_restored(run, tmp_path):
@@ -147,7 +144,7 @@ def several(tmp_path_factory, toy):
     more = {'0.5': {'w': jnp.array([1.0, 5.0, 9.0])}, '0.9999': {'w': jnp.array([2.0, 4.0, 8.0])}}
     state = state.replace(step=jnp.asarray(7, jnp.int32), ema={'w': jnp.array([0.0, 3.0, 6.0])}, more_ema=more)
     with Checkpoints(workdir, {'ema_decay': (0.9, 0.5, 0.9999)}) as checkpoints:
-        checkpoints.save(state, toy.batches())
+        checkpoints.save(state)
     return workdir, state
 
 
@@ -156,7 +153,7 @@ def test_any_of_several_averages_can_be_restored_alone(several, tmp_path, decay)
     workdir, state = several
     item = 'ema' if decay in (None, 0.9) else f'ema_{decay}'
     alone = shutil.copytree(workdir, tmp_path / 'copy')
-    for other in {'state', 'data', 'ema', 'ema_0.5', 'ema_0.9999'} - {item}:
+    for other in {'state', 'ema', 'ema_0.5', 'ema_0.9999'} - {item}:
         shutil.rmtree(alone / 'checkpoints' / '7' / other)
     restored, step = restore_ema(alone, abstract_ema(state), decay=decay)
     expected = state.ema if item == 'ema' else state.more_ema[str(decay)]
@@ -177,7 +174,7 @@ def test_training_goes_on_with_all_its_averages(several, toy):
     workdir, state = several
     zeros = {name: jax.tree.map(jnp.zeros_like, params) for name, params in state.more_ema.items()}
     with Checkpoints(workdir, {}) as checkpoints:
-        restored = checkpoints.restore_latest(toy.state().replace(more_ema=zeros), toy.batches())
+        restored = checkpoints.restore_latest(toy.state().replace(more_ema=zeros))
     assert_same(restored, state)
 
 

@@ -21,7 +21,7 @@ def run(tmp_path, toy):
         return fit(
             step,
             toy.state(),
-            toy.batches(),
+            toy.batches,
             workdir=str(tmp_path / workdir),
             config=CONFIG | config,
             put_batch=lambda batch: batch,

@@ -1,10 +1,11 @@
 """From a random-access source to batches: shuffled, repeated, shared among processes, resumable.
 
-    source --shuffle, a new order each epoch--> repeat --every process_count-th element--> map keys --> batch
+    source --shuffle, a new order each epoch--> repeat --> map keys --> batch --every process_count-th batch-->
 
-Every stage is a function of an index, so the state of the iterator is one number, and a restored run goes on exactly
-where it stopped. Processes share one endless order: process p of n takes elements p, p + n, p + 2n, ... Batches are
-made ahead of need by threads; video stays uint8 until it is on the device.
+Every stage is a function of an index: batch s of process p of n is number s n + p of one endless order of small
+batches. So what all processes read in a step, put one after another, is the same for any number of them, and a run
+that goes on needs no more than the number of batches it has had. Batches are made ahead of need by threads; video
+stays uint8 until it is on the device.
 """
 
 from collections.abc import Sequence
@@ -20,15 +21,15 @@ def batches(
     seed: int = 0,
     shuffle: bool = True,
     repeat: bool = True,
+    start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     threads: int = 4,
 ) -> grain.IterDataset:
     """Returns full batches, {key: array (batch_size, ...)}; text becomes an array of NumPy strings.
 
-    `iter(...)` of it has `get_state()` and `set_state(state)`. A pass without `repeat` gives every process the same
-    number of batches and drops what does not fill one in all of them: fewer than batch_size * process_count elements,
-    others in each shuffle.
+    A pass without `repeat` gives every process the same number of batches and drops what does not fill one in all of
+    them: fewer than batch_size * process_count elements, others in each shuffle.
 
     Args:
         source: elements are dicts of arrays, numbers or text
@@ -37,6 +38,7 @@ def batches(
         seed: for the shuffle
         shuffle: whether to draw a new order in every epoch
         repeat: whether to go on for ever
+        start: how many batches of every process to leave out
         process_index, process_count: this process and how many there are
         threads: batches made at the same time; twice as many wait to be taken. 0 makes them when asked
 
@@ -59,7 +61,8 @@ def batches(
                 'process(es), and does not repeat'
             )
         elements = elements[: len(source) // step * step]
-    return _batched(elements[process_index::process_count], batch_size, keys, threads, drop_remainder=True)
+    batched = _batched(elements, batch_size, keys, drop_remainder=True)
+    return _ahead(batched[start * process_count + process_index :: process_count], threads)
 
 
 def epoch(
@@ -76,15 +79,18 @@ def epoch(
     `batches`.
     """
     _check(source, batch_size, keys, threads)
-    return _batched(grain.MapDataset.source(source), batch_size, keys, threads, drop_remainder=False)
+    return _ahead(_batched(grain.MapDataset.source(source), batch_size, keys, drop_remainder=False), threads)
 
 
 def _batched(
-    elements: grain.MapDataset, batch_size: int, keys: Sequence[str], threads: int, drop_remainder: bool
-) -> grain.IterDataset:
+    elements: grain.MapDataset, batch_size: int, keys: Sequence[str], drop_remainder: bool
+) -> grain.MapDataset:
     elements = elements.map(lambda element: {key: element[key] for key in keys})
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    return elements.batch(batch_size, drop_remainder=drop_remainder).to_iter_dataset(options)
+    return elements.batch(batch_size, drop_remainder=drop_remainder)
+
+
+def _ahead(batched: grain.MapDataset, threads: int) -> grain.IterDataset:
+    return batched.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
 
 
 def _check(source: grain.sources.RandomAccessDataSource, batch_size: int, keys: Sequence[str], threads: int) -> None:

@@ -3,8 +3,10 @@
     state    step, parameters, optimizer; parameters, optimizer and logit averages of a discriminator
     ema      averaged parameters and what was measured: all that sampling needs
     ema_0.9  the same of another decay, an item each; `ema` is of the configuration's first
-    data     the position of the data iterator
     config   the configuration of the run
+
+The position in the data is the step: every step takes one batch, and which one is a function of its number. So a run
+may go on with another number of processes.
 
 A checkpoint appears under its number when it is complete, so a run that is killed while saving goes on from the one
 before.
@@ -15,7 +17,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
@@ -38,18 +39,17 @@ class Checkpoints:
             workdir, ocp.CheckpointManagerOptions(preservation_policy=preservation_policy.LatestN(keep))
         )
 
-    def save(self, state: State, batches: grain.DatasetIterator) -> None:
+    def save(self, state: State) -> None:
         """Saves in the background; does nothing for a step that is there already."""
         step = int(state.step)
         if step in self._manager.all_steps():
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
-        items['data'] = grain.checkpoint.CheckpointSave(batches)
         items['config'] = ocp.args.JsonSave(self._config)
         self._manager.save(step, args=ocp.args.Composite(**items))
 
-    def restore_latest(self, state: State, batches: grain.DatasetIterator) -> State:
-        """The newest state, laid out as `state` is, with `batches` moved to its position; `state` if there is none.
+    def restore_latest(self, state: State) -> State:
+        """The newest state, laid out as `state` is; `state` if there is none.
 
         Raises:
             ValueError: if the checkpoint has a discriminator and `state` has none, or the other way round.
@@ -67,7 +67,6 @@ class Checkpoints:
                 'start.tokenizer_dir goes on from its tokenizer with a new one'
             )
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-        items['data'] = grain.checkpoint.CheckpointRestore(batches)
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         more_ema = state.more_ema and {name: restored[_item(name)]['params'] for name in state.more_ema}
         averaged = restored['ema']

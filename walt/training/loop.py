@@ -6,10 +6,9 @@ The metrics of step n are read after step n + 1 was dispatched, so that an accel
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 from tqdm import tqdm
@@ -27,7 +26,7 @@ TrainStep = Callable[[State, Any, jax.Array], tuple[State, Mapping[str, jax.Arra
 def fit(
     train_step: TrainStep,
     state: State,
-    batches: grain.DatasetIterator,
+    batches: Callable[[int], Iterator[Any]],
     *,
     workdir: str,
     config: Mapping[str, Any],
@@ -38,7 +37,8 @@ def fit(
     """Trains to `config['steps']` from the newest checkpoint in `workdir`, or from `state` if there is none.
 
     Args:
-        batches: the training data; checkpoints keep its position.
+        batches: how many to leave out -> the rows of this process, batch after batch. A step takes one, so the step of
+            a checkpoint is the position in the data too.
         config: of the run; read here: `seed`, `steps`, and in steps `log_every`, `validate_every`, `checkpoint_every`.
         put_batch: host rows -> arrays on the mesh.
         validate: state -> metrics on held-out data, and pictures, as `Metrics.write` takes them.
@@ -53,13 +53,14 @@ def fit(
     """
     steps, key = config['steps'], jax.random.key(config['seed'])
     with Checkpoints(workdir, config) as checkpoints, Interrupt() as interrupt:
-        state = checkpoints.restore_latest(state, batches)
+        state = checkpoints.restore_latest(state)
         first = int(state.step)
+        rows = batches(first)
         with Metrics(workdir, first, write=jax.process_index() == 0) as metrics, _progress(first, steps) as bar:
             window = Window(metrics, bar, config['log_every'])
             for step in range(first + 1, steps + 1):
                 last = step == steps
-                state, values = train_step(state, put_batch(next(batches)), stream(key, 'train', step))
+                state, values = train_step(state, put_batch(next(rows)), stream(key, 'train', step))
                 window.push(step, values)
                 if last or step % config['validate_every'] == 0:
                     window.flush()
@@ -69,7 +70,7 @@ def fit(
                     if last or interrupt.signal:
                         window.write(step)
                     state = before_save(state)
-                    checkpoints.save(state, batches)
+                    checkpoints.save(state)
                 if interrupt.signal and not last:
                     bar.write(
                         f'{interrupt.signal.name} at step {step}, which is saved; the same command goes on from there'
