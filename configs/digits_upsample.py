@@ -4,7 +4,9 @@ python -m walt.train_denoiser --config=configs/digits_upsample.py --workdir=runs
     --config.tokenizer_dir=runs/digits/upsample_tokenizer
 python -m walt.evaluate --workdir=runs/digits/upsample
 
-Not measured yet.
+Measured, 100 held-out clips, two cores of an AMD EPYC server, one seed: 25.3 dB, bicubic interpolation 24.1 dB; trained
+in 47 minutes on one core that had other work too. By steps of the sampler (`walt.evaluate --steps=N`): 26.1 dB with 2,
+25.3 with 4, 24.9 with 8, 24.3 with 50. Fewer steps are nearer to the mean of what may be, which PSNR asks for.
 """
 
 import ml_collections
@@ -16,7 +18,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch_size = 16
-    config.steps = 1500
+    config.steps = 3000
     config.dtype = 'float32'
     config.data = dict(
         name='moving_digits',
@@ -46,7 +48,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     config.schedule = dict(name='discrete_linear', steps=1000, beta_start=1e-4, beta_end=0.02, zero_terminal_snr=True)
     config.loss = dict(parametrisation='v', self_conditioning=0.9)
     config.conditioning = dict(dropout=0.0, low_noise=0.25)
-    config.sampler = dict(name='ddim', steps=50, guidance=1.0, eta=0.0, low_noise=0.0)
+    config.sampler = dict(name='ddim', steps=4, guidance=1.0, eta=0.0, low_noise=0.0)
     config.optimizer = dict(name='adamw', learning_rate=2e-3, warmup_steps=100, b1=0.9, b2=0.99, clip_norm=1.0)
     config.ema_decay = 0.99
     config.mesh = dict(data=-1, fsdp=1, tensor=1)

@@ -5,7 +5,8 @@ Every other clip of training is four clips of half the size.
 
 python -m walt.train_tokenizer --config=configs/digits_upsample_tokenizer.py --workdir=runs/digits/upsample_tokenizer
 
-Not measured yet.
+Measured, 100 held-out clips, two cores of an AMD EPYC server, one seed: 30.3 dB; of clips of half the size 28.2 dB (20
+clips, by hand). Trained in 10 minutes on one core that had other work too.
 """
 
 import ml_collections

@@ -4,7 +4,9 @@ python -m walt.train_denoiser --config=configs/emoji_text.py:small --workdir=run
     --config.tokenizer_dir=runs/emoji/tokenizer
 python -m walt.sample --workdir=runs/emoji/text --prompts='waving hand'
 
-`small` is for a CPU. Without it, one accelerator trains a model of the width and depth of ViT-B; that was not run yet.
+`small` is for a CPU: on one core of an AMD EPYC server 53 minutes, and the real clip of a held-out caption stands 25th
+of 213 by likeness to the sample (docs/denoiser.md). Without it, one accelerator trains a model of the width and depth
+of ViT-B; that was not run yet.
 launch/emoji_experiment.sh does all of it.
 """
 

@@ -37,6 +37,21 @@ def judge():
     return Judge(10).fit(np.stack([clip['video'] for clip in clips]), np.array([clip['label'] for clip in clips]))
 
 
+@pytest.mark.parametrize(
+    ('files', 'clips', 'expected'),
+    [(3, 12, [0, 1, 2, 3]), (9, 18, [0, 2, 4, 6]), (0, 12, [0, 1, 2, 3]), (3, 3, [0, 1, 2])],
+)
+def test_clips_are_of_files_from_all_over_a_folder(files, clips, expected, program):
+    """Clip i of a folder is of file i modulo their number, and files are in order of class."""
+
+    class Folder(list):
+        pass
+
+    source = Folder({'video': np.zeros((1, 2, 2, 3), np.uint8), 'label': number} for number in range(clips))
+    source.files = (None,) * files
+    np.testing.assert_array_equal(program.read_clips(source, 4).labels, expected)
+
+
 def sampler_of(monkeypatch, program, videos):
     """What is sampled are these clips, whatever is asked for; returns the requests."""
     requests = []
