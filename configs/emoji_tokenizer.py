@@ -3,8 +3,8 @@
 python -m walt.train_tokenizer --config=configs/emoji_tokenizer.py:small --workdir=runs/emoji/tokenizer
 
 `small` is for a CPU: a narrow network and the mean squared error alone, 22.2 dB of 213 held-out clips after 37 minutes
-on one core of an AMD EPYC server. Without it, one accelerator trains a wider one
-with all terms of MAGVIT-v2; that was not run yet.
+on one core of an AMD EPYC server. Without it, one accelerator trains a wider one with all terms of MAGVIT-v2; that was
+not run yet.
 """
 
 import ml_collections
