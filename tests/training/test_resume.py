@@ -35,16 +35,12 @@ def test_training_moved_the_parameters_after_the_interruption(continued):
 
 
 def test_the_data_goes_on_where_it_was(continued):
-    """The saved position after step 4 is the same, and the batches were: the losses of steps 3 and 4 are."""
+    """The losses of steps 3 and 4 are the same."""
     (unbroken, _), (workdir, _) = continued
-
-    def position(folder):
-        return {path.name: path.read_text() for path in (folder / 'checkpoints' / '4' / 'data').glob('*.json')}
 
     def metrics(folder):
         rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
         return [{key: value for key, value in row.items() if key != 'train/steps_per_second'} for row in rows]
 
-    assert position(unbroken) and position(workdir) == position(unbroken)
     assert [row['step'] for row in metrics(workdir)] == [2, 2, 4, 4]  # training and validation, each step once
     assert metrics(workdir) == metrics(unbroken)
