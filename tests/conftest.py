@@ -1,8 +1,8 @@
 """What tests share: small networks with random parameters, one trained run, and fast compilation.
 
 Nearly all the time of these tests goes into compiling. So XLA's optimisations are off, its older code generator, which
-takes a third of the time, is on, what is compiled is kept from run to run, and parameters are drawn by NumPy rather
-than by an initialiser that has to be compiled.
+takes a third of the time, is on where there is one, what is compiled is kept from run to run, and parameters are drawn
+by NumPy rather than by an initialiser that has to be compiled.
 """
 # ruff: noqa: E402 - JAX reads the environment when it is imported
 
@@ -10,6 +10,7 @@ import functools
 import os
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 # The environment, so that programs that tests start inherit it.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_use_fusion_emitters=false'
+if version('jax').startswith('0.10.'):  # 0.12 refuses to start with this flag
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_use_fusion_emitters=false'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 sys.path.insert(0, str(ROOT))  # `configs` is a folder of the repository, not of the installed package

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from PIL import Image
+from tqdm import tqdm
 
 from walt import build, restore
 from walt.data.moving_digits import DIRECTIONS
@@ -117,7 +118,10 @@ def measure_samples(stage: Stage, judge: Judge, samples: int, seed: int, batch_s
 
 def sample_clips(stage: Stage, request: Request, seed: int, batch_size: int, frames: int | None = None) -> np.ndarray:
     """uint8 (N, T, H, W, 3)."""
-    return np.concatenate(list(Cascade((stage,)).clips(request, seed, batch_size, frames)))
+    cascade = Cascade((stage,))
+    batches = -(-len(request) // batch_size)
+    with tqdm(desc='sample', total=batches * cascade.chunks(frames), unit='chunk') as bar:
+        return np.concatenate(list(cascade.clips(request, seed, batch_size, frames, bar.update)))
 
 
 def measure_prompts(
