@@ -94,7 +94,7 @@ def plan(config: Mapping[str, Any], devices: int | None = None) -> dict[str, Any
     of_tokenizer = 'tokenizer' in config
     build.check_keys(config, build.TOKENIZER_KEYS if of_tokenizer else build.DENOISER_KEYS)
     mesh = abstract_mesh(devices, **config['mesh'])
-    check_batch(mesh, config['batch_size'])
+    check_batch(mesh, config['batch_size'], config['accumulation'])
     rows = config['batch_size'] // math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     task = (tokenizer_task if of_tokenizer else denoiser_task)(config, mesh, rows)
     training = program(task.step, task.state, task.frozen, task.batch, _key())
@@ -148,7 +148,7 @@ def tokenizer_task(config: Mapping[str, Any], mesh: AbstractMesh, rows: int) -> 
         sizes={'task': 'tokenizer', 'clip': list(clip), 'latents': list(latents), 'tokens': math.prod(latents[:3])},
         state=state,
         layout=layout,
-        step=make_tokenizer_step(objective, optimizer, config['ema_decay']),
+        step=make_tokenizer_step(objective, optimizer, config['ema_decay'], config['accumulation']),
         frozen=perceptual,
         batch={'video': jax.ShapeDtypeStruct((rows, *clip), jnp.uint8)},
         phases=phases,
@@ -200,7 +200,7 @@ def denoiser_task(config: Mapping[str, Any], mesh: AbstractMesh, rows: int) -> T
         },
         state=state,
         layout=layout,
-        step=make_denoiser_step(denoiser, loss, optimizer, config['ema_decay'], conditioning),
+        step=make_denoiser_step(denoiser, loss, optimizer, config['ema_decay'], conditioning, config['accumulation']),
         frozen=None,
         batch=latent_batch(denoiser, rows, config['data'].get('stacks', 1)),
         phases={
