@@ -36,7 +36,8 @@ class Modulation(nn.Module):
     def __call__(self, c_BTD):
         width = c_BTD.shape[-1]
         shape, axes = (width, self.vectors, width), ('embed', None, 'adaln')
-        return Einsum('...D,DSE->...SE', shape, axes, init=zeros, dtype=self.dtype, name='linear')(nn.silu(c_BTD))
+        a_BTSD = Einsum('...D,DSE->...SE', shape, axes, init=zeros, dtype=self.dtype, name='linear')(nn.silu(c_BTD))
+        return nn.with_logical_constraint(a_BTSD, ('batch', None, None, 'act_embed'))
 
 
 class LowRankModulation(nn.Module):

@@ -14,6 +14,7 @@ each picture has its own, are attended to within the spatial window in all layer
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -86,20 +87,23 @@ class WindowLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTHWD, context: Context):
-        spec, dtype, grid = self.spec, self.spec.dtype, x_BTHWD.shape[1:4]
+        spec, dtype = self.spec, self.spec.dtype
         of_images = None if self.window[0] == 1 else context.image_B
         gamma_1, gamma_2, beta_1, beta_2, alpha_1, alpha_2 = jnp.moveaxis(self._modulation(context), 2, 0)
 
         y = modulate(LayerNorm(name='attention_norm')(x_BTHWD).astype(dtype), gamma_1, beta_1)
-        y = self._attend(*self._windows(y, self.window), of_images)
-        after = x_BTHWD + over_space(alpha_1) * merge(y, self.window, grid)
+        y = self._within(self.window, y, lambda y, shared: self._attend(y, shared, of_images))
+        after = x_BTHWD + over_space(alpha_1) * y
 
         if context.text is not None:
             y = LayerNorm('embed', name='text_norm')(after).astype(dtype)
-            y, shared = self._windows(y, self.text_window)
-            attention = CrossAttention(spec.heads, spec.qk_norm, dtype, shared, name='text')
-            y = attention(y, context.text.tokens_BTSD, context.text.mask_BTS)
-            after = after + merge(y, self.text_window, grid)
+            after = after + self._within(
+                self.text_window,
+                y,
+                lambda y, shared: CrossAttention(spec.heads, spec.qk_norm, dtype, shared, name='text')(
+                    y, context.text.tokens_BTSD, context.text.mask_BTS
+                ),
+            )
 
         y = modulate(LayerNorm(name='mlp_norm')(after).astype(dtype), gamma_2, beta_2)
         after = after + over_space(alpha_2) * Mlp(spec.hidden, dtype, name='mlp')(y)
@@ -115,10 +119,13 @@ class WindowLayer(nn.Module):
             return context.shared_BTSD
         return context.shared_BTSD + LowRankModulation(self.spec.rank, self.spec.dtype, name='lora')(context.c_BTD)
 
-    def _windows(self, y_BTHWD, window: Triple):
-        """The windows y_BGPD, laid out as devices share their attention, and how they do."""
-        shared = split(window, y_BTHWD.shape[1:4], shards('height'))
-        return nn.with_logical_constraint(partition(y_BTHWD, window), ('batch', *shared, 'act_embed')), shared
+    def _within(self, window: Triple, y_BTHWD, attend: Callable[[jax.Array, Split], jax.Array]):
+        """`attend` within windows, which lie as devices share their attention, and back."""
+        grid = y_BTHWD.shape[1:4]
+        shared = split(window, grid, shards('height'))
+        axes = ('batch', *shared, 'act_embed')
+        y_BGPD = attend(nn.with_logical_constraint(partition(y_BTHWD, window), axes), shared)
+        return merge(nn.with_logical_constraint(y_BGPD, axes), window, grid)
 
     def _attend(self, y_BGPD, shared: Split, alone_B):
         spec = self.spec

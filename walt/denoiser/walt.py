@@ -167,7 +167,8 @@ class Walt(nn.Module):
             text_BTSE, mask_BTS = stacked(cond['text']), stacked(cond['text_mask'])
             shape = (self.text_shape[1], self.width)
             project = Einsum('...E,ED->...D', shape, ('text', 'embed'), dtype=self.dtype, name='text')
-            text = Text(project(text_BTSE), mask_BTS)
+            tokens_BTSD = nn.with_logical_constraint(project(text_BTSE), ('batch', 'frames', 'tokens', 'act_embed'))
+            text = Text(tokens_BTSD, mask_BTS)
             if self.pooled_text:
                 c_BTD = c_BTD + PooledText(self.width, self.dtype, name='pooled_text')(text_BTSE, mask_BTS)
 

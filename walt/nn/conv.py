@@ -7,6 +7,9 @@ sum over time. With stride s a clip of 1 + s n frames becomes 1 + n (MAGVIT-v2, 
 XLA's 3-D convolution is slow on CPUs. The same numbers come from 2-D convolutions of time-shifted frames, which is what
 a CPU runs here; `lax.platform_dependent` keeps the native one everywhere else, also when a CPU host compiles for an
 accelerator. `tests/benchmarks/conv.py` measures both.
+
+Devices that share a clip split its rows, and exchange the borders that a convolution looks across; where there are not
+enough rows for all of them, fewer share them, or none.
 """
 
 from collections.abc import Sequence
@@ -18,6 +21,7 @@ from jax import lax
 from jax.nn import initializers
 
 from walt.nn.einsum import zeros
+from walt.nn.shards import shards
 from walt.precision import PARAM_DTYPE
 
 Triple = tuple[int, int, int]
@@ -80,8 +84,16 @@ def conv3d(x_BTHWC, kernel_THWIO, strides: Triple = (1, 1, 1)):
 def pad_causal(x_BTHWC, kernel: Triple):
     """Repeats the edge: k_t - 1 frames in front, (k - 1) // 2 and k // 2 pixels around."""
     kt, kh, kw = kernel
-    space = [((k - 1) // 2, k // 2) for k in (kh, kw)]
-    return jnp.pad(x_BTHWC, [(0, 0), (kt - 1, 0), *space, (0, 0)], mode='edge')
+    for axis, before, after in ((1, kt - 1, 0), (2, (kh - 1) // 2, kh // 2), (3, (kw - 1) // 2, kw // 2)):
+        x_BTHWC = _repeat_edges(x_BTHWC, axis, before, after)
+    return x_BTHWC
+
+
+def _repeat_edges(x, axis: int, before: int, after: int):
+    """`jnp.pad` also slices the axes that it does not pad, and the gradient of that sends batches between devices."""
+    first, last = lax.slice_in_dim(x, 0, 1, axis=axis), lax.slice_in_dim(x, -1, None, axis=axis)
+    parts = [jnp.repeat(first, before, axis)] * (before > 0) + [x] + [jnp.repeat(last, after, axis)] * (after > 0)
+    return jnp.concatenate(parts, axis)
 
 
 class CausalConv3d(nn.Module):
@@ -126,13 +138,14 @@ def _convolve(layer: CausalConv3d | SameConv3d, x_BTHWC, init, strides: Triple =
     shape = (*layer.kernel, x_BTHWC.shape[-1], layer.features)
     axes = ('kernel_t', 'kernel_h', 'kernel_w', *layer.axes)
     kernel = layer.param('kernel', nn.with_logical_partitioning(init, axes), shape, PARAM_DTYPE)
-    # Whole along its input channels: where both are split, XLA's partitioner gets gradients wrong (openxla/xla#40034).
-    kernel = nn.with_logical_constraint(kernel.astype(layer.dtype), (None, None, None, None, layer.axes[1]))
+    # Whole at use. Split along both channel axes, XLA's partitioner gets its gradients wrong (openxla/xla#40034).
+    kernel = nn.with_logical_constraint(kernel.astype(layer.dtype), (None,) * 5)
     y = conv3d(x_BTHWC.astype(layer.dtype), kernel, strides)
     if layer.use_bias:
         bias_init = nn.with_logical_partitioning(zeros, (layer.axes[1],))
         y = y + layer.param('bias', bias_init, (layer.features,), PARAM_DTYPE).astype(layer.dtype)
-    return y
+    rows = next((name for name in ('rows', 'height') if y.shape[2] % shards(name) == 0), None)
+    return nn.with_logical_constraint(y, ('batch', 'frames', rows, 'width', 'act_channels'))
 
 
 def depth_to_space(x_BTHWC, strides: Triple):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn import initializers
 
+from walt.nn.shards import whole
 from walt.precision import PARAM_DTYPE
 
 zeros = initializers.zeros
@@ -40,9 +41,9 @@ class Einsum(nn.Module):
         kept = [i for i, letter in enumerate(letters) if letter in output[0]]
         init = self.init or initializers.variance_scaling(1.0, 'fan_avg', 'uniform', contracted, kept)
         kernel = self.param('kernel', nn.with_logical_partitioning(init, tuple(self.axes)), self.shape, PARAM_DTYPE)
-        y = jnp.einsum(self.equation, x.astype(self.dtype), kernel.astype(self.dtype))
+        y = jnp.einsum(self.equation, x.astype(self.dtype), whole(kernel.astype(self.dtype), self.axes))
         if self.use_bias:
             bias_init = nn.with_logical_partitioning(zeros, tuple(self.axes[i] for i in kept))
             bias = self.param('bias', bias_init, tuple(self.shape[i] for i in kept), PARAM_DTYPE)
-            y = y + bias.astype(self.dtype)
+            y = y + whole(bias.astype(self.dtype), [self.axes[i] for i in kept])
         return y

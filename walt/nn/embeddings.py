@@ -9,6 +9,7 @@ from jax.nn import initializers
 
 from walt.nn.conv import Triple
 from walt.nn.einsum import Einsum
+from walt.nn.shards import whole
 from walt.precision import PARAM_DTYPE
 
 
@@ -73,7 +74,7 @@ class LabelEmbedding(nn.Module):
     def __call__(self, label):
         init = nn.with_logical_partitioning(initializers.normal(0.02), ('classes', 'embed'))
         table = self.param('table', init, (self.classes + 1, self.width), PARAM_DTYPE)
-        return table[label]
+        return whole(table, ('classes', 'embed'))[label]
 
 
 class SpaceTimePosition(nn.Module):
@@ -91,7 +92,8 @@ class SpaceTimePosition(nn.Module):
 
         def table(name, shape, axes):
             init = nn.with_logical_partitioning(initializers.normal(0.02), (*axes, 'embed'))
-            return self.param(name, init, (*shape, features), PARAM_DTYPE).astype(x_BTHWD.dtype)
+            table = self.param(name, init, (*shape, features), PARAM_DTYPE).astype(x_BTHWD.dtype)
+            return whole(table, (*axes, 'embed'))
 
         space_HWD = table('space', (height, width), ('position_h', 'position_w'))
         time_TD = table('time', (frames,), ('position_t',))

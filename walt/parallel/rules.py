@@ -23,6 +23,7 @@ RULES = (
     ('height', 'context'),
     ('windows', 'context'),
     ('queries', 'context'),
+    ('rows', ('context', 'tensor')),
     ('width', None),
     ('act_channels', None),
     # Parameters of the transformer.
