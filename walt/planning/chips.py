@@ -1,13 +1,15 @@
 """Published figures of accelerators: the one place where they are.
 
+The memory of TPUs is printed as GB and is GiB: their compiler has 31.24 GiB of a v6e's 32 to give.
+
 Arithmetic is dense bfloat16 with float32 sums. `links` are the chip's own, each with `link_bandwidth` in each of its
 two directions at a time; vendors print the sum of all links, often of both directions.
 
-    v5e     197 TFLOP/s, 16 GB at 819 GB/s, 2-D torus of 4 links, 400 GB/s both ways
+    v5e     197 TFLOP/s, 16 GiB at 819 GB/s, 2-D torus of 4 links, 400 GB/s both ways
             https://docs.cloud.google.com/tpu/docs/v5e
     v5p     459 TFLOP/s, 95 GiB at 2765 GB/s, 3-D torus of 6 links, 1200 GB/s both ways
             https://docs.cloud.google.com/tpu/docs/v5p
-    v6e     918 TFLOP/s, 32 GB at 1638 GB/s, 2-D torus of 4 links, 800 GB/s both ways
+    v6e     918 TFLOP/s, 32 GiB at 1638 GB/s, 2-D torus of 4 links, 800 GB/s both ways
             https://docs.cloud.google.com/tpu/docs/v6e
     a100    312 TFLOP/s, 80 GB at 2039 GB/s, NVLink 600 GB/s both ways
             "NVIDIA A100 Tensor Core GPU datasheet", SXM, 80 GB
@@ -50,9 +52,9 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip('v5e', 'tpu', 197e12, 16e9, 819e9, 50e9, torus=2, wraps=16, clock=1.5e9),
+        Chip('v5e', 'tpu', 197e12, 16 * 2**30, 819e9, 50e9, torus=2, wraps=16, clock=1.5e9),
         Chip('v5p', 'tpu', 459e12, 95 * 2**30, 2765e9, 100e9, torus=3, wraps=4, clock=1.75e9),
-        Chip('v6e', 'tpu', 918e12, 32e9, 1638e9, 100e9, torus=2, wraps=16, clock=1.75e9),
+        Chip('v6e', 'tpu', 918e12, 32 * 2**30, 1638e9, 100e9, torus=2, wraps=16, clock=1.75e9),
         Chip('a100', 'gpu', 312e12, 80e9, 2039e9, 300e9),
         Chip('h100', 'gpu', 989e12, 80e9, 3350e9, 450e9),
         Chip('h200', 'gpu', 989e12, 141e9, 4800e9, 450e9),

@@ -127,10 +127,8 @@ def _as_topology(result: Mapping[str, Any]) -> str:
         }
     notes = list(result['notes'])
     if 'change' in result:
-        change = result['change'] and 'it fits with ' + ', '.join(result['change'])
-        notes.append(
-            f'does not fit; {change or "no change of remat, accumulation or mesh fits"} ({result["tried"]} tried)'
-        )
+        what = ', '.join(result['change'] or ['no change of remat, accumulation or mesh'])
+        notes.append(f'it does not fit; with this it does: {what} ({result["tried"]} tried)')
     return table(sections, notes)
 
 

@@ -10,7 +10,7 @@ and for the step
 
     t   = max(sum_i n_i t_i, bytes of all / HBM bandwidth, asynchronous collectives) + the other collectives
 
-where n_i is how often i runs, loops around it included (the compiler's own `optimal_seconds` counts a loop's body once).
+where n_i is how often i runs, with loops around it (the compiler's own `optimal_seconds` counts a loop's body once).
 
     FLOPs_i     of the products inside, from their shapes, without padding (`planning.flops`)
     bytes_i     of operands and results that lie in HBM, padding included; of an operand that is only sliced, and of a

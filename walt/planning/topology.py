@@ -3,8 +3,8 @@
     v5p:4x4x4    64 chips of a slice of TPU v5p, a device each (a v5p's two cores are one to JAX)
     h100:8       8 GPUs, behind one switch
 
-libtpu carries the compiler that runs on a TPU's host; asked for a topology it needs none of its devices. It is the extra
-`tpu`. GPUs' compilers want to see a GPU: for those there are the counts from shapes, and no compilation.
+libtpu carries the compiler that runs on a TPU's host; asked for a topology it needs none of its devices. It is the
+extra `tpu`. GPUs' compilers want to see a GPU: for those there are the counts from shapes, and no compilation.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh
 
 from walt.planning.chips import CHIPS, Chip
 
-_GIGA = {'B': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+_UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,14 @@ class Topology:
         """
         if importlib.util.find_spec('libtpu') is None:
             raise ModuleNotFoundError(f"compiling for {self.text} needs libtpu: pip install -e '.[tpu]'")
-        os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # or libtpu asks the network what machine this is
+        os.environ |= {
+            # Or libtpu asks the network what machine this is, and complains that it is none.
+            'TPU_SKIP_MDS_QUERY': '1',
+            'TPU_ACCELERATOR_TYPE': self.text,
+            'TPU_WORKER_HOSTNAMES': 'localhost',
+            # No device is taken, so there is none to guard from a second process.
+            'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+        }
         try:
             devices = topologies.get_topology_desc(self.text, platform='tpu').devices
         except jax.errors.JaxRuntimeError as error:
@@ -152,9 +159,14 @@ def compile_for_tpu(function: Callable, *args: Any, **jit: Any) -> Compiled:
 
 
 def overflow(message: str) -> tuple[int, int]:
-    """(bytes needed, bytes there) of the compiler's error that HBM does not suffice; raises it as it is otherwise."""
-    found = re.search(r'Used ([\d.]+)([BKMGT]) of ([\d.]+)([BKMGT]) hbm', message)
+    """(bytes needed, bytes there) of the compiler's error that HBM does not suffice; arguments are among the former.
+
+    Raises:
+        RuntimeError: if it is another error.
+    """
+    size = r'\(([\d.]+)([KMGT]?)\)'
+    found = re.search(rf'required for HLO temporaries {size} exceeds available HBM {size}', message)
     if not found:
         raise RuntimeError(f'the compiler failed, and not for want of memory: {message}')
     used, unit, there, unit_there = found.groups()
-    return int(float(used) * _GIGA[unit]), int(float(there) * _GIGA[unit_there])
+    return int(float(used) * _UNITS[unit]), int(float(there) * _UNITS[unit_there])
