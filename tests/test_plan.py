@@ -168,7 +168,7 @@ def test_with_its_tokenizer_a_denoiser_encodes_in_its_step_and_has_a_decoder(pla
 
 def test_a_tokenizer_that_does_not_fit_is_refused_with_both_shapes():
     tokenizer = with_(tokenizer_config(), tokenizer={'latent_channels': 4})
-    with pytest.raises(ValueError, match=r'latents of \(2, 4, 4, 4\) .* latent_shape is \(2, 4, 4, 3\)'):
+    with pytest.raises(ValueError, match=r'latents of \(2, 4, 4, 4\) .*latent_shape is \(2, 4, 4, 3\)'):
         costs.costs(denoiser_config(), tokenizer_config=tokenizer)
     with pytest.raises(ValueError, match='this one is of a tokenizer'):
         costs.costs(tokenizer_config(), tokenizer_config=tokenizer)

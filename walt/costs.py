@@ -3,6 +3,7 @@
 `walt.plan` prints what `costs` returns, with the keys of its docstring.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,28 @@ from walt.tasks import Task, abstract_key, task
 _KEPT = {bool: False, str: 'none'}
 
 
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A task with the programs of its training step, of one device's rows, and of its phases."""
+
+    task: Task
+    rows: int
+    training: Program
+    phases: dict[str, Program]
+
+
+def trace(
+    config: Mapping[str, Any], devices: int | None = None, tokenizer_config: Mapping[str, Any] | None = None
+) -> Traced:
+    """The arguments and errors are those of `costs`."""
+    mesh = abstract_mesh(devices, **config['mesh'])
+    rows = rows_of(config, mesh)
+    planned = task(config, mesh, rows, tokenizer_config=tokenizer_config)
+    training = program(planned.step, planned.state, planned.frozen, planned.batch, abstract_key())
+    phases = {name: program(phase.function, *phase.args) for name, phase in planned.phases.items()}
+    return Traced(planned, rows, training, phases)
+
+
 def costs(
     config: Mapping[str, Any], devices: int | None = None, tokenizer_config: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -32,12 +55,16 @@ def costs(
     Raises:
         ValueError: as training would, on what does not fit together.
     """
-    mesh = abstract_mesh(devices, **config['mesh'])
-    rows = rows_of(config, mesh)
-    planned = task(config, mesh, rows, tokenizer_config=tokenizer_config)
-    training = program(planned.step, planned.state, planned.frozen, planned.batch, abstract_key())
-    phases = {name: program(phase.function, *phase.args) for name, phase in planned.phases.items()}
-    of_clip, of_model = flops(training) / rows, model_flops(config, tokenizer_config)
+    return costs_of(config, trace(config, devices, tokenizer_config), tokenizer_config)
+
+
+def costs_of(
+    config: Mapping[str, Any], traced: Traced, tokenizer_config: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """`costs` of what is traced already."""
+    planned, rows = traced.task, traced.rows
+    mesh = planned.layout.step.mesh
+    of_clip = flops(traced.training) / rows
     return {
         **planned.sizes,
         'steps': config['steps'],
@@ -46,9 +73,13 @@ def costs(
         'mesh': dict(mesh.shape),
         'rows': rows,
         'parameters': _parameters(planned),
-        'flops': {name: flops(phase) for name, phase in phases.items()}
-        | {'training': of_clip, 'model': of_model, 'run': of_clip * config['batch_size'] * config['steps']},
-        'memory': _memory(planned, training, phases),
+        'flops': {name: flops(phase) for name, phase in traced.phases.items()}
+        | {
+            'training': of_clip,
+            'model': model_flops(config, traced, tokenizer_config),
+            'run': of_clip * config['batch_size'] * config['steps'],
+        },
+        'memory': _memory(traced),
         'notes': planned.notes,
     }
 
@@ -64,14 +95,18 @@ def batch_shards(mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def model_flops(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any] | None = None) -> float:
+def model_flops(
+    config: Mapping[str, Any], traced: Traced | None = None, tokenizer_config: Mapping[str, Any] | None = None
+) -> float:
     """A clip's share of a training step that computes nothing twice: what counts for MFU."""
-    mesh = abstract_mesh(1)
-    planned = task(without_remat(config), mesh, rows=1, tokenizer_config=tokenizer_config)
+    kept = _without_remat(config)
+    if traced is not None and kept == config:
+        return flops(traced.training) / traced.rows
+    planned = task(kept, abstract_mesh(1), rows=1, tokenizer_config=tokenizer_config)
     return flops(program(planned.step, planned.state, planned.frozen, planned.batch, abstract_key()))
 
 
-def without_remat(config: Mapping[str, Any]) -> dict[str, Any]:
+def _without_remat(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with all activations kept, and the batch in one piece."""
     kept = dict(config)
     for section in ('denoiser', 'tokenizer'):
@@ -101,7 +136,8 @@ def _parameters(planned: Task) -> dict[str, int]:
     return counts | (parts({'discriminator': state.adversary.params}, depth) if state.adversary else {})
 
 
-def _memory(planned: Task, training: Program, phases: Mapping[str, Program]) -> dict[str, dict[str, int]]:
+def _memory(traced: Traced) -> dict[str, dict[str, int]]:
+    planned = traced.task
     state, layout = planned.state, planned.layout
     memory = {
         'training': {
@@ -112,13 +148,13 @@ def _memory(planned: Task, training: Program, phases: Mapping[str, Program]) -> 
             'frozen': bytes_on_device(planned.frozen, planned.frozen_layout),
             'measured': tree_bytes(state.measured),
             'batch': tree_bytes(planned.batch),
-            'working': peak_bytes(training),
+            'working': peak_bytes(traced.training),
         },
         # The state that is restored, and the new one whose layout and shapes it takes over.
         'restore': {'restored': state_bytes(planned), 'new': state_bytes(planned)},
     }
     for name, phase in planned.phases.items():
         params, *inputs = phase.args
-        working = peak_bytes(phases[name])
+        working = peak_bytes(traced.phases[name])
         memory[name] = {'parameters': tree_bytes(params), 'batch': tree_bytes(inputs), 'working': working}
     return {name: {'total': sum(uses.values()), **uses} for name, uses in memory.items()}

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from walt import build
-from walt.costs import batch_shards, costs, model_flops, rows_of, state_bytes
+from walt.costs import batch_shards, costs_of, model_flops, rows_of, state_bytes, trace
 from walt.parallel.mesh import abstract_mesh
 from walt.parallel.rules import activate, batch_sharding, replicated
 from walt.planning import hlo
@@ -28,7 +28,7 @@ from walt.planning.collectives import Collective, collectives
 from walt.planning.fitting import changes, smallest
 from walt.planning.flops import operation_flops
 from walt.planning.memory import array_bytes
-from walt.planning.program import Program, program
+from walt.planning.program import Program
 from walt.planning.roofline import Roofline, roofline
 from walt.planning.topology import Compiled, Topology, compile_for_tpu
 from walt.tasks import Task, abstract_key, task
@@ -127,7 +127,7 @@ def _speed(config, topology: Topology, tokenizer_config, mesh, compiled: Compile
     timed = [(one, seconds_of(one, topology.bandwidth(mesh, one.members))) for one in found]
     hidden, exposed = (sum(s * c.times for c, s in timed if c.asynchronous == asynchronous) for asynchronous in (1, 0))
     estimate = roofline(module, topology.chip, hidden=hidden, exposed=exposed)
-    per_device = model_flops(config, tokenizer_config) * config['batch_size'] / topology.count
+    per_device = model_flops(config, tokenizer_config=tokenizer_config) * config['batch_size'] / topology.count
     return {
         'flops': {
             'model': per_device * topology.count,
@@ -180,15 +180,15 @@ def _summed(timed) -> list[dict[str, Any]]:
 
 
 def _from_shapes(config, topology: Topology, tokenizer_config, phases: Sequence[str]) -> dict[str, Any]:
-    result, hbm = costs(config, topology.count, tokenizer_config), topology.chip.hbm_bytes
+    traced, hbm = trace(config, topology.count, tokenizer_config), topology.chip.hbm_bytes
+    result = costs_of(config, traced, tokenizer_config)
     memory = {name: _held(uses['total'], hbm) for name, uses in result['memory'].items()}
     memory = {'train': memory.pop('training'), **memory}
-    mesh = abstract_mesh(topology.count, **config['mesh'])
-    planned = task(config, mesh, rows_of(config, mesh), tokenizer_config=tokenizer_config)
-    step = program(planned.step, planned.state, planned.frozen, planned.batch, abstract_key(), platform='cuda')
+    mesh = traced.task.layout.step.mesh
     # What `tensor` and `context` split, each device does a part of.
     split = mesh.size // batch_shards(mesh)
-    products, network = products_seconds(step, topology.chip) / split, _parameter_seconds(planned, mesh, topology)
+    products = products_seconds(traced.training, topology.chip) / split
+    network = _parameter_seconds(traced.task, mesh, topology)
     seconds = products + network
     model = result['flops']['model'] * config['batch_size']
     return {
