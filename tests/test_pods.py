@@ -78,7 +78,9 @@ def test_a_ring_of_four_sends_three_quarters_and_twice_that_to_reduce(kind, seco
 
 def test_what_a_step_is_spent_on_sums_to_all_of_it():
     chip = CHIPS['v5p']
-    estimate = Roofline(seconds=10.0, products=6.0, memory=3.0, exposed=1.0, flops=int(4 * chip.peak_flops), bytes=0)
+    estimate = Roofline(
+        seconds=10.0, at_best=8.0, products=6.0, memory=3.0, exposed=1.0, flops=int(4 * chip.peak_flops), bytes=0
+    )
     assert pods.spent(estimate, 3 * chip.peak_flops, chip) == {
         'model': pytest.approx(3.0),
         'recomputed': pytest.approx(1.0),
@@ -103,5 +105,6 @@ def test_training_and_all_else_compile_for_a_tpu_slice(config):
     # All the products of the trace, and none twice; those of a batch of a few numbers may be done as sums.
     assert result['flops']['compiled'] == pytest.approx(result['flops']['model'], rel=0.3)
     assert {axis for one in result['collectives'] for axis in one['axes']} == {'data', 'fsdp'}
+    assert 0 < result['mfu'] <= result['mfu_at_best'] < 1
     assert result['seconds'] == pytest.approx(sum(result['spent'].values()))
     assert json.loads(json.dumps(result)) == result and 'v6e:2x2' in as_topologies([result])

@@ -137,6 +137,7 @@ def _speed(config, topology: Topology, tokenizer_config, mesh, compiled: Compile
         'collectives': _summed(timed),
         'seconds': estimate.seconds,
         'mfu': per_device / topology.chip.peak_flops / estimate.seconds,
+        'mfu_at_best': per_device / topology.chip.peak_flops / estimate.at_best,
         'spent': spent(estimate, per_device, topology.chip),
     }
 

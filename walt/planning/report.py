@@ -96,8 +96,8 @@ def as_topologies(results: Sequence[Mapping[str, Any]]) -> str:
                 f'{result["batch_size"]:,}',
                 byte_text(train['total']) if train else '',
                 'yes' if result['fits'] else 'no',
-                f'{result["seconds"]:.3f} s' if timed else '',
-                f'{"" if result["compiled"] else "< "}{result["mfu"]:.1%}' if timed else '',
+                f'{result["seconds"]:.3g} s' if timed else '',
+                _mfu_text(result) if timed else '',
                 f'{result["days"]:.1f}' if timed else '',
                 f'{result["chip_hours"]:,.0f}' if timed else '',
             ]
@@ -116,8 +116,8 @@ def _as_topology(result: Mapping[str, Any]) -> str:
         if 'compile_seconds' in phase:
             memory[f'{name}/compiled in'] = f'{phase["compile_seconds"]:.0f} s'
     if 'seconds' in result:
-        sections['a step'] = {'seconds': f'{result["seconds"]:.4f}', 'MFU': f'{result["mfu"]:.1%}'}
-        sections['a step'] |= {f'seconds/{name}': f'{seconds:.4f}' for name, seconds in result['spent'].items()}
+        sections['a step'] = {'seconds': f'{result["seconds"]:.4g}', 'MFU': _mfu_text(result)}
+        sections['a step'] |= {f'seconds/{name}': f'{seconds:.4g}' for name, seconds in result['spent'].items()}
         sections['FLOPs of a step'] = {name: flop_text(count) for name, count in result['flops'].items()}
     if result.get('collectives'):
         sections['collectives of a step, on each device'] = {
@@ -130,6 +130,12 @@ def _as_topology(result: Mapping[str, Any]) -> str:
         what = ', '.join(result['change'] or ['no change of remat, accumulation or mesh'])
         notes.append(f'it does not fit; with this it does: {what} ({result["tried"]} tried)')
     return table(sections, notes)
+
+
+def _mfu_text(result: Mapping[str, Any]) -> str:
+    if not result['compiled']:
+        return f'< {result["mfu"]:.1%}'
+    return f'{result["mfu"]:.1%} .. {result["mfu_at_best"]:.1%}'
 
 
 def mesh_text(mesh: Mapping[str, int]) -> str:
