@@ -12,7 +12,8 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.optimizer.warmup_steps = 1
     config.log_every = config.checkpoint_every = config.validate_every = 2
     config.validation_batches = 1
-    config.mesh.update(data=-1, fsdp=1, tensor=1)
+    config.mesh.update(data=-1, fsdp=1, context=1, tensor=1)
+    config.accumulation = 1
     return config
 
 

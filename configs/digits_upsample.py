@@ -51,7 +51,8 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     config.sampler = dict(name='ddim', steps=4, guidance=1.0, eta=0.0, low_noise=0.0)
     config.optimizer = dict(name='adamw', learning_rate=2e-3, warmup_steps=100, b1=0.9, b2=0.99, clip_norm=1.0)
     config.ema_decay = 0.99
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)
+    config.accumulation = 1
     config.log_every = 20
     config.checkpoint_every = 250
     config.validate_every = 250

@@ -46,7 +46,8 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     config.optimizer = dict(name='adamw', learning_rate=2e-4, warmup_steps=500, b1=0.0, b2=0.99, clip_norm=1.0)
     config.ema_decay = 0.999
     config.latent_norm_batches = 64
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)
+    config.accumulation = 1
     config.log_every = 20
     config.checkpoint_every = 500
     config.validate_every = 500

@@ -45,7 +45,8 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     config.optimizer = dict(name='adamw', learning_rate=4e-3, warmup_steps=50, b1=0.9, b2=0.99, clip_norm=1.0)
     config.ema_decay = 0.99
     config.latent_norm_batches = 32
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)
+    config.accumulation = 1
     config.log_every = 20
     config.checkpoint_every = 100
     config.validate_every = 100

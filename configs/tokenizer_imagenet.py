@@ -36,6 +36,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
         down_kernel=3,
         bottleneck=dict(name='none'),
         groups=32,
+        remat='none',
     )
     config.losses = dict(reconstruction=5.0, perceptual=0.1, adversarial=0.1, r1=10.0, lecam=0.001)
     config.perceptual = dict(name='squeezenet')
@@ -52,7 +53,8 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     )
     config.ema_decay = 0.999
     config.latent_norm_batches = 64
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)
+    config.accumulation = 1
     config.log_every = 50
     config.checkpoint_every = 1000
     config.validate_every = 1000

@@ -58,6 +58,7 @@ def get_config(mode: str = 'full') -> ml_collections.ConfigDict:
         latent_channels=arm.get('latent_channels', 8),
         bottleneck=arm.get('bottleneck', dict(name='none')),
         groups=8,
+        remat='none',
     )
     config.losses = arm.get('losses', dict(reconstruction=5.0, perceptual=0.1, adversarial=0.1, r1=10.0, lecam=0.001))
     config.perceptual = arm.get('perceptual', dict(name='squeezenet'))
@@ -66,7 +67,8 @@ def get_config(mode: str = 'full') -> ml_collections.ConfigDict:
     config.optimizer = dict(name='adamw', learning_rate=2e-3, warmup_steps=50, b1=0.5, b2=0.99, clip_norm=1.0)
     config.ema_decay = 0.99
     config.latent_norm_batches = 16
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)
+    config.accumulation = 1
     config.log_every = 20
     config.checkpoint_every = 100
     config.validate_every = 100

@@ -44,6 +44,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
         patch=1,
         spatiotemporal_window=(8, 8),
         rank=2,
+        remat='none',
     )
     config.start = dict(denoiser_dir='')
     config.schedule = dict(name='discrete_linear', steps=1000, beta_start=1e-4, beta_end=0.02, zero_terminal_snr=True)
@@ -54,7 +55,8 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
         name='adamw', learning_rate=5e-4, warmup_steps=5000, b1=0.9, b2=0.99, weight_decay=0.0, clip_norm=1.0
     )
     config.ema_decay = 0.9999
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)
+    config.accumulation = 1
     config.log_every = 50
     config.checkpoint_every = 1000
     config.validate_every = 5000

@@ -104,7 +104,7 @@ ADVERSARIAL = dict(
     losses={'reconstruction': 5.0, 'adversarial': 0.1, 'r1': 1.0, 'lecam': 0.001},
 )
 # Policies that keep all and that recompute blocks.
-REMAT = (False, True)
+REMAT = ('none', 'blocks')
 UNGUIDED = dict(sampler={'guidance': 1.0}, denoiser={'patch': 2, 'spatiotemporal_window': (1, 2)})
 
 
@@ -132,7 +132,9 @@ def test_a_discriminator_costs_ten_passes_of_its_own(plan):
     assert opposed['memory']['training']['adversary'] == pytest.approx(12 * parts['discriminator'], abs=100)
 
 
-@pytest.mark.parametrize(('self_conditioning', 'remat', 'passes'), [(0.0, False, 3), (0.9, False, 4), (0.9, True, 5)])
+@pytest.mark.parametrize(
+    ('self_conditioning', 'remat', 'passes'), [(0.0, 'none', 3), (0.9, 'none', 4), (0.9, 'blocks', 5)]
+)
 def test_training_a_denoiser_costs_three_passes_and_one_more_for_each_of_estimate_and_recomputation(
     self_conditioning, remat, passes, plan
 ):
@@ -252,8 +254,8 @@ def test_the_planned_batch_is_what_training_takes_and_no_more(fields):
     count = 4 * (1 + 3) if denoiser.images else 4
     assert {len(leaf.shape) and leaf.shape[0] for leaf in rows.values()} == {count}
     conditioning = Conditioning(DiscreteLinear(), dropout=0.0, given_frames=(1,))
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    cond = jax.eval_shape(lambda rows, key: conditioning(denoiser, rows, None, key), rows, key)
+    key_R = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+    cond = jax.eval_shape(lambda rows, key_R: conditioning(denoiser, rows, None, key_R), rows, key_R)
     expected = abstract(denoiser.conditions, count)
     del expected['estimate']
     assert {name: (leaf.shape, leaf.dtype) for name, leaf in cond.items()} == {
@@ -294,7 +296,7 @@ def test_figures_of_a_clip_do_not_depend_on_the_batch_and_memory_grows_with_it(p
 def test_a_mesh_divides_rows_and_split_parameters(plan):
     config = denoiser_config()
     whole, split = plan(config), plan(with_(config, mesh={'fsdp': 2, 'tensor': 2}), devices=8)
-    assert split['mesh'] == {'data': 2, 'fsdp': 2, 'tensor': 2} and split['devices'] == 8
+    assert split['mesh'] == {'data': 2, 'fsdp': 2, 'context': 1, 'tensor': 2} and split['devices'] == 8
     assert (whole['rows'], split['rows']) == (4, 1)
     before, after = (result['memory']['training'] for result in (whole, split))
     assert after['batch'] == before['batch'] / 4
@@ -306,8 +308,8 @@ def test_a_mesh_divides_rows_and_split_parameters(plan):
 def test_a_mesh_without_devices_is_laid_out_as_one_with_them():
     here, abstract = make_mesh(), abstract_mesh(jax.device_count())
     assert (abstract.shape, abstract.axis_types) == (here.shape, here.axis_types)
-    assert abstract_mesh(8, fsdp=2, tensor=2).shape == {'data': 2, 'fsdp': 2, 'tensor': 2}
-    assert abstract_mesh(fsdp=4, tensor=2).shape == {'data': 1, 'fsdp': 4, 'tensor': 2}
+    assert abstract_mesh(8, fsdp=2, tensor=2).shape == {'data': 2, 'fsdp': 2, 'context': 1, 'tensor': 2}
+    assert abstract_mesh(fsdp=4, tensor=2).shape == {'data': 1, 'fsdp': 4, 'context': 1, 'tensor': 2}
 
 
 def test_what_does_not_fit_a_mesh_is_refused_with_both_values():

@@ -17,9 +17,6 @@ from walt.planning.program import Program, program
 from walt.planning.report import parts
 from walt.tasks import Task, abstract_key, task
 
-# Names of `denoiser.remat` and `tokenizer.remat` with which nothing is computed again.
-_KEPT = {bool: False, str: 'none'}
-
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
@@ -86,7 +83,7 @@ def costs_of(
 
 def rows_of(config: Mapping[str, Any], mesh) -> int:
     """Clips of a step on each device. Raises `ValueError` if the batch does not divide."""
-    check_batch(mesh, config['batch_size'])
+    check_batch(mesh, config['batch_size'], config['accumulation'])
     return config['batch_size'] // batch_shards(mesh)
 
 
@@ -108,11 +105,8 @@ def model_flops(
 
 def _without_remat(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with all activations kept, and the batch in one piece."""
-    kept = dict(config)
-    for section in ('denoiser', 'tokenizer'):
-        if 'remat' in config.get(section, ()):
-            kept[section] = config[section] | {'remat': _KEPT[type(config[section]['remat'])]}
-    return kept | ({'accumulation': 1} if 'accumulation' in config else {})
+    section = 'tokenizer' if 'tokenizer' in config else 'denoiser'
+    return dict(config) | {section: config[section] | {'remat': 'none'}, 'accumulation': 1}
 
 
 def state_bytes(planned: Task) -> int:

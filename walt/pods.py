@@ -18,9 +18,8 @@ from typing import Any
 
 import jax
 
-from walt import build
 from walt.costs import batch_shards, costs_of, model_flops, rows_of, state_bytes, trace
-from walt.parallel.mesh import abstract_mesh
+from walt.parallel.mesh import abstract_mesh, make_mesh
 from walt.parallel.rules import activate, batch_sharding, replicated
 from walt.planning import hlo
 from walt.planning.chips import Chip
@@ -76,7 +75,7 @@ def on_topology(
 
 
 def _compiled(config, topology: Topology, tokenizer_config, phases: Sequence[str]) -> dict[str, Any]:
-    mesh = topology.mesh(abstract_mesh(topology.count, **config['mesh']).shape)
+    mesh = make_mesh(devices=topology.devices(), **config['mesh'])
     rows_of(config, mesh)
     planned = task(config, mesh, config['batch_size'], batch_shards(mesh), tokenizer_config)
     made, result = {}, {}
@@ -240,7 +239,7 @@ def _change(config, topology: Topology, tokenizer_config, phases: Sequence[str])
     def state_fits(change) -> bool:
         other = changed(change)
         of_change = abstract_mesh(topology.count, **other['mesh'])
-        if other['batch_size'] % batch_shards(of_change):
+        if other['batch_size'] % (batch_shards(of_change) * other['accumulation']):
             return False
         held = 2 if 'restore' in phases else 1
         return held * state_bytes(task(other, of_change, 1)) <= topology.chip.hbm_bytes
@@ -248,18 +247,14 @@ def _change(config, topology: Topology, tokenizer_config, phases: Sequence[str])
     def fits(change) -> bool:
         return on_topology(changed(change), topology, tokenizer_config, phases, find_change=False)['fits']
 
-    accumulation = config.get('accumulation', 0)
-    rows = rows_of(config, mesh) // max(accumulation, 1)
-    change, tried = smallest(changes(rows, mesh.shape, _stronger(config), accumulation), state_fits, fits)
+    rows = rows_of(config, mesh) // config['accumulation']
+    tries = changes(rows, mesh.shape, _stronger(config), config['accumulation'])
+    change, tried = smallest(tries, state_fits, fits)
     return change and [f'{key}={value!r}' for key, value in change.items()], tried
 
 
 def _stronger(config: Mapping[str, Any]) -> list[str]:
-    """Policies of recomputation beyond the configuration's own, for its network, if that has any."""
-    section, choices = ('tokenizer', build.TOKENIZERS) if 'tokenizer' in config else ('denoiser', build.DENOISERS)
-    fields = choices[config[section]['name']].__dataclass_fields__
-    if 'remat' not in fields:
-        return []
-    now = config[section].get('remat', fields['remat'].default)
-    there = [name for name in REMAT if section == 'denoiser' or name != 'attention']
-    return [f'{section}.remat={name}' for name in there[there.index(now) + 1 :]] if now in there else []
+    """Policies of recomputation beyond the configuration's own, as settings."""
+    section, policies = ('tokenizer', ('none', 'blocks')) if 'tokenizer' in config else ('denoiser', REMAT)
+    now = config[section].get('remat', 'none')
+    return [f'{section}.remat={name}' for name in policies[policies.index(now) + 1 :]] if now in policies else []

@@ -63,7 +63,8 @@ def starting_tokenizer(tokenizer_dir: str, module: Tokenizer, params: Any, mesh:
         ValueError: if the two tokenizers differ in anything else than time, naming each difference with both values.
     """
     frozen, _, _ = tokenizer(tokenizer_dir, mesh)
-    free = {'parent', 'name', 'dtype'} | ({'kernel_t', 'temporal_strides'} if frozen.module.kernel_t == 1 else set())
+    free = {'parent', 'name', 'dtype', 'remat'}
+    free |= {'kernel_t', 'temporal_strides'} if frozen.module.kernel_t == 1 else set()
     fields = [field.name for field in dataclasses.fields(Tokenizer) if field.name not in free]
     changed = [
         f'{name}: {getattr(frozen.module, name)!r} there, {getattr(module, name)!r} here'

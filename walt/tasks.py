@@ -134,7 +134,7 @@ def _tokenizer_task(config: Mapping[str, Any], mesh: AbstractMesh | Mesh, rows: 
         sizes={'task': 'tokenizer', 'clip': list(clip), 'latents': list(latents), 'tokens': math.prod(latents[:3])},
         state=state,
         layout=layout,
-        step=make_tokenizer_step(objective, optimizer, config['ema_decay']),
+        step=make_tokenizer_step(objective, optimizer, config['ema_decay'], config['accumulation']),
         frozen=perceptual,
         frozen_layout=jax.tree.map(lambda _: replicated(mesh), perceptual),
         batch={'video': jax.ShapeDtypeStruct((rows, *clip), jnp.uint8)},
@@ -151,6 +151,7 @@ def _denoiser_task(
     tokenizer_config: Mapping[str, Any] | None,
 ) -> Task:
     denoiser = build.denoiser(config['denoiser'], config['dtype'])
+    denoiser.check_shards(mesh.shape['context'])
     schedule = build.schedule(config['schedule'])
     loss, sampler = build.loss(config['loss'], schedule), build.sampler(config['sampler'])
     conditioning = build.conditioning(config['conditioning'], schedule)
@@ -212,7 +213,7 @@ def _denoiser_task(
         },
         state=state,
         layout=layout,
-        step=make_denoiser_step(denoiser, loss, optimizer, config['ema_decay'], conditioning),
+        step=make_denoiser_step(denoiser, loss, optimizer, config['ema_decay'], conditioning, config['accumulation']),
         frozen=frozen,
         frozen_layout=frozen_layout,
         batch=batch,

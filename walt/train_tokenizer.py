@@ -36,7 +36,7 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
     """Trains to `config['steps']` and returns the last state. Errors of the configuration come before training."""
     build.check_keys(config, build.TOKENIZER_KEYS)
     mesh = make_mesh(**config['mesh'])
-    check_batch(mesh, config['batch_size'])
+    check_batch(mesh, config['batch_size'], config['accumulation'])
     objective = build.tokenizer_objective(config)
     tokenizer = objective.tokenizer
     perceptual = build.perceptual(config['perceptual'], config['dtype'])
@@ -57,7 +57,7 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
 
     whole, by_rows = replicated(mesh), batch_sharding(mesh)
     step = jax.jit(
-        make_tokenizer_step(objective, optimizer, config['ema_decay']),
+        make_tokenizer_step(objective, optimizer, config['ema_decay'], config['accumulation']),
         in_shardings=(layout, None, by_rows, whole),
         out_shardings=(layout, whole),
         donate_argnums=0,

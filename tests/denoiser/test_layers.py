@@ -95,8 +95,8 @@ def test_a_layer_is_its_equations(spec, text_window, given, x_BTHWD, rng, random
     if context.text is not None:
         affine = params['text_norm']['norm']
         told = partition(norm(y) * affine['scale'] + affine['bias'], text_window)
-        tokens_GSD, mask_GS = context.text.tokens_BTSD.reshape(-1, 4, 8), context.text.mask_BTS.reshape(-1, 4)
-        told = run(CrossAttention(spec.heads), params, 'text', told, tokens_GSD, mask_GS)
+        text = context.text.tokens_BTSD, context.text.mask_BTS
+        told = run(CrossAttention(spec.heads), params, 'text', told, *text)
         y = y + merge(told, text_window, GRID)
     mlp = params['mlp']
     z = nn.gelu((norm(y) * (1 + gamma_2) + beta_2) @ mlp['up']['kernel'] + mlp['up']['bias'])

@@ -1,8 +1,10 @@
 """The W.A.L.T transformer: what it is at initialisation, what it is made of, and what it refuses."""
 
 import dataclasses
+import functools
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from walt.denoiser.blocks import Block, Context, LayerSpec
 from walt.denoiser.walt import Head
 from walt.nn.einsum import Einsum
 from walt.nn.embeddings import LabelEmbedding, SpaceTimePosition, TimeEmbedding
+from walt.nn.remat import REMATS
 
 
 @pytest.fixture(scope='module')
@@ -137,16 +140,36 @@ def test_prediction_is_float32_in_the_shape_of_the_latents(fields, tiny_denoiser
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
 
 
-def test_recomputing_blocks_changes_the_backward_pass_and_nothing_else(small_denoiser, tiny_denoiser):
-    again, inputs = tiny_denoiser(classes=10, depth=4, remat=True), small_denoiser.inputs
+@pytest.mark.parametrize('remat', [remat for remat in REMATS if remat != 'none'])
+def test_what_is_kept_for_the_backward_pass_changes_no_gradient(remat, small_denoiser, tiny_denoiser):
+    again, inputs = tiny_denoiser(classes=10, depth=4, remat=remat), small_denoiser.inputs
     assert jax.tree.structure(again.params) == jax.tree.structure(small_denoiser.params)
-    expected = small_denoiser.apply(small_denoiser.params, *inputs)
-    np.testing.assert_allclose(again.apply(small_denoiser.params, *inputs), expected, atol=1e-5)
 
-    def program(tiny):
-        return str(jax.make_jaxpr(lambda params: tiny.apply(params, *inputs))(small_denoiser.params))
+    def gradients(tiny):
+        def square(params):
+            return jnp.square(tiny.module.apply({'params': params}, *inputs)).sum()
 
-    assert 'remat' in program(again) and 'remat' not in program(small_denoiser)
+        return jax.jit(jax.grad(square))(small_denoiser.params)
+
+    (same, _), (expected, _) = (jax.flatten_util.ravel_pytree(gradients(tiny)) for tiny in (again, small_denoiser))
+    np.testing.assert_allclose(same, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_what_is_kept_for_the_backward_pass_falls_from_all_to_attention_to_blocks_to_nothing(tiny_denoiser):
+    """Numbers that lie on the device, and on the host, between forward and backward pass."""
+
+    def kept(remat):
+        tiny = tiny_denoiser(classes=10, depth=4, remat=remat)
+        apply = functools.partial(tiny.module.apply, {'params': tiny.params})
+        _, backward = jax.eval_shape(lambda z: jax.vjp(lambda z: apply(z, *tiny.inputs[1:]), z), tiny.inputs[0])
+        program = jax.make_jaxpr(lambda z: jax.vjp(lambda z: apply(z, *tiny.inputs[1:]), z)[1])(tiny.inputs[0])
+        on_host = sum('host' in str(var.aval) for var in program.jaxpr.outvars)
+        return sum(leaf.size for leaf in jax.tree.leaves(backward)), on_host
+
+    everything, attention, blocks, offload = (kept(remat) for remat in ('none', 'attention', 'blocks', 'offload'))
+    assert everything[0] > attention[0] > blocks[0]
+    assert attention[0] - blocks[0] == 2 * 2 * 2 * (2 * 4 * 4) * 8  # blocks, layers in them, rows, tokens, width
+    assert everything[1] == attention[1] == blocks[1] == 0 < offload[1]
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import pytest
 from walt.diffusion.loss import DenoisingLoss, min_snr_weight
 from walt.diffusion.prediction import target, to_z0_eps
 from walt.diffusion.schedules import ContinuousLinear, DiscreteLinear, RectifiedFlow, corrupt
-from walt.randomness import stream
+from walt.randomness import normal, row_keys, stream
 
 SHAPE = (6, 2, 3, 3, 4)
-KEY = jax.random.key(0)
+KEY_B = row_keys(jax.random.key(0), SHAPE[0])
 
 
 @pytest.fixture
@@ -52,10 +52,10 @@ class Recorder:
 def test_loss_is_the_mean_square_of_prediction_minus_target(parametrisation, z0, weights):
     schedule = DiscreteLinear(zero_terminal_snr=False)
     denoise = Recorder(_denoiser(weights))
-    loss_B, drawn = DenoisingLoss(schedule, parametrisation, 0.0)(denoise, z0, COND, KEY)
+    loss_B, drawn = DenoisingLoss(schedule, parametrisation, 0.0)(denoise, z0, COND, KEY_B)
 
     [(z_t, t_B, cond)] = denoise.calls
-    eps = jax.random.normal(stream(KEY, 'noise'), SHAPE)
+    eps = normal(stream(KEY_B, 'noise'), SHAPE[1:])
     level = schedule.alpha_sigma(drawn['t_B'])
     np.testing.assert_array_equal(t_B, drawn['t_B'])
     np.testing.assert_allclose(z_t, corrupt(z0, eps, *level), atol=1e-6)
@@ -97,33 +97,33 @@ def test_min_snr_makes_every_parametrisation_the_same_loss_of_z0(z0, weights):
             level = schedule.alpha_sigma(t_B)
             return target(name, *to_z0_eps('z0', _denoiser(weights)(z, t_B, cond), z, *level), *level)
 
-        losses.append(DenoisingLoss(schedule, name, 0.0, min_snr_gamma=5.0)(denoise, z0, COND, KEY)[0])
+        losses.append(DenoisingLoss(schedule, name, 0.0, min_snr_gamma=5.0)(denoise, z0, COND, KEY_B)[0])
     for other in losses[1:]:
         np.testing.assert_allclose(other, losses[0], rtol=1e-2)
 
 
 def test_min_snr_weighs_the_loss_example_by_example(z0, weights):
     schedule = DiscreteLinear()
-    plain, drawn = DenoisingLoss(schedule)(_denoiser(weights), z0, COND, KEY)
-    weighted, _ = DenoisingLoss(schedule, min_snr_gamma=2.0)(_denoiser(weights), z0, COND, KEY)
+    plain, drawn = DenoisingLoss(schedule)(_denoiser(weights), z0, COND, KEY_B)
+    weighted, _ = DenoisingLoss(schedule, min_snr_gamma=2.0)(_denoiser(weights), z0, COND, KEY_B)
     weight_B = min_snr_weight('v', *schedule.alpha_sigma(drawn['t_B']), 2.0)
     np.testing.assert_allclose(weighted, plain * weight_B, rtol=1e-6)
 
 
 @pytest.mark.parametrize('schedule', [DiscreteLinear(), ContinuousLinear()])
 def test_a_perfect_denoiser_has_no_loss(schedule, z0):
-    eps = jax.random.normal(stream(KEY, 'noise'), SHAPE)
+    eps = normal(stream(KEY_B, 'noise'), SHAPE[1:])
 
     def oracle(z, t_B, cond):
         return target('v', z0, eps, *schedule.alpha_sigma(t_B))
 
-    loss_B, _ = DenoisingLoss(schedule)(oracle, z0, {}, KEY)
+    loss_B, _ = DenoisingLoss(schedule)(oracle, z0, {}, KEY_B)
     np.testing.assert_array_equal(loss_B, 0)
 
 
 def test_without_self_conditioning_there_is_one_pass_with_a_zero_estimate(z0, weights):
     denoise = Recorder(_denoiser(weights))
-    _, drawn = DenoisingLoss(DiscreteLinear(), self_conditioning=0.0)(denoise, z0, COND, KEY)
+    _, drawn = DenoisingLoss(DiscreteLinear(), self_conditioning=0.0)(denoise, z0, COND, KEY_B)
     [(_, _, cond)] = denoise.calls
     np.testing.assert_array_equal(cond['estimate'], np.zeros(SHAPE))
     assert not drawn['self_conditioned_B'].any()
@@ -132,7 +132,7 @@ def test_without_self_conditioning_there_is_one_pass_with_a_zero_estimate(z0, we
 def test_the_estimate_is_the_z0_of_a_pass_with_zeros(z0, weights):
     schedule = DiscreteLinear()
     denoise = Recorder(_denoiser(weights))
-    DenoisingLoss(schedule, self_conditioning=1.0)(denoise, z0, COND, KEY)
+    DenoisingLoss(schedule, self_conditioning=1.0)(denoise, z0, COND, KEY_B)
     [(z_1, t_1, first), (z_2, t_2, second)] = denoise.calls
     np.testing.assert_array_equal(first['estimate'], np.zeros(SHAPE))
     np.testing.assert_array_equal(z_1, z_2)
@@ -145,7 +145,7 @@ def test_the_estimate_is_the_z0_of_a_pass_with_zeros(z0, weights):
 def test_the_estimate_is_masked_example_by_example(z0, weights):
     """An example that drew an estimate has the loss of p_sc = 1, one that did not the loss of p_sc = 0."""
     losses = {
-        p: DenoisingLoss(DiscreteLinear(), self_conditioning=p)(_denoiser(weights), z0, COND, KEY)
+        p: DenoisingLoss(DiscreteLinear(), self_conditioning=p)(_denoiser(weights), z0, COND, KEY_B)
         for p in (0.0, 0.5, 1.0)
     }
     mask_B = np.asarray(losses[0.5][1]['self_conditioned_B'])
@@ -155,20 +155,20 @@ def test_the_estimate_is_masked_example_by_example(z0, weights):
 
 
 def test_self_conditioning_is_drawn_at_its_rate():
-    z0 = jnp.zeros((4000, 1))
-    _, drawn = DenoisingLoss(DiscreteLinear())(lambda z, t_B, cond: z, z0, {}, KEY)
+    z0, key_B = jnp.zeros((4000, 1)), row_keys(jax.random.key(0), 4000)
+    _, drawn = DenoisingLoss(DiscreteLinear())(lambda z, t_B, cond: z, z0, {}, key_B)
     np.testing.assert_allclose(drawn['self_conditioned_B'].mean(), 0.9, atol=0.02)
 
 
 def test_no_gradient_flows_through_the_estimate(z0, weights):
     denoise = Recorder(_denoiser(weights))
-    DenoisingLoss(DiscreteLinear(), self_conditioning=1.0)(denoise, z0, COND, KEY)
+    DenoisingLoss(DiscreteLinear(), self_conditioning=1.0)(denoise, z0, COND, KEY_B)
     estimate = denoise.calls[1][2]['estimate']
 
     def total(weights, p, constant=None):
         model = _denoiser(weights)
         given = model if constant is None else lambda z, t_B, cond: model(z, t_B, cond | {'estimate': constant})
-        return DenoisingLoss(DiscreteLinear(), self_conditioning=p)(given, z0, COND, KEY)[0].sum()
+        return DenoisingLoss(DiscreteLinear(), self_conditioning=p)(given, z0, COND, KEY_B)[0].sum()
 
     conditioned = jax.grad(total)(weights, 1.0)
     np.testing.assert_allclose(conditioned, jax.grad(total)(weights, 0.0, estimate), rtol=1e-5, atol=1e-5)
@@ -179,7 +179,7 @@ def test_the_first_pass_keeps_nothing_for_the_backward_pass(z0, weights):
     def residuals(p):
         def total(weights):
             loss = DenoisingLoss(DiscreteLinear(), self_conditioning=p)
-            return loss(jax.jit(_denoiser(weights)), z0, COND, KEY)[0].sum()
+            return loss(jax.jit(_denoiser(weights)), z0, COND, KEY_B)[0].sum()
 
         _, backward = jax.vjp(total, weights)
         return sum(x.size for x in jax.tree.leaves(backward))
@@ -189,24 +189,26 @@ def test_the_first_pass_keeps_nothing_for_the_backward_pass(z0, weights):
 
 def test_the_same_key_draws_the_same_loss_and_the_rate_leaves_time_and_noise_alone(z0, weights):
     first, second = (Recorder(_denoiser(weights)) for _ in range(2))
-    a, _ = DenoisingLoss(DiscreteLinear(), self_conditioning=0.5)(first, z0, COND, KEY)
-    b, _ = DenoisingLoss(DiscreteLinear(), self_conditioning=0.5)(_denoiser(weights), z0, COND, KEY)
-    DenoisingLoss(DiscreteLinear(), self_conditioning=0.0)(second, z0, COND, KEY)
+    a, _ = DenoisingLoss(DiscreteLinear(), self_conditioning=0.5)(first, z0, COND, KEY_B)
+    b, _ = DenoisingLoss(DiscreteLinear(), self_conditioning=0.5)(_denoiser(weights), z0, COND, KEY_B)
+    DenoisingLoss(DiscreteLinear(), self_conditioning=0.0)(second, z0, COND, KEY_B)
     np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(first.calls[0][0], second.calls[0][0])
-    c, _ = DenoisingLoss(DiscreteLinear(), self_conditioning=0.5)(_denoiser(weights), z0, COND, jax.random.key(9))
+    c, _ = DenoisingLoss(DiscreteLinear(), self_conditioning=0.5)(
+        _denoiser(weights), z0, COND, row_keys(jax.random.key(9), len(z0))
+    )
     assert (np.asarray(a) != np.asarray(c)).all()
 
 
 def test_jit_agrees_with_eager(z0, weights):
     loss = DenoisingLoss(DiscreteLinear())
-    jitted = jax.jit(lambda weights, key: loss(_denoiser(weights), z0, COND, key)[0])
-    np.testing.assert_allclose(jitted(weights, KEY), loss(_denoiser(weights), z0, COND, KEY)[0], rtol=1e-5)
+    jitted = jax.jit(lambda weights, key_B: loss(_denoiser(weights), z0, COND, key_B)[0])
+    np.testing.assert_allclose(jitted(weights, KEY_B), loss(_denoiser(weights), z0, COND, KEY_B)[0], rtol=1e-5)
 
 
 def test_latents_and_estimate_and_loss_are_float32_for_low_precision_models_and_latents(z0):
     denoise = Recorder(lambda z, t_B, cond: z.astype(jnp.bfloat16))
-    loss_B, _ = DenoisingLoss(DiscreteLinear())(denoise, z0.astype(jnp.bfloat16), {}, KEY)
+    loss_B, _ = DenoisingLoss(DiscreteLinear())(denoise, z0.astype(jnp.bfloat16), {}, KEY_B)
     seen = [loss_B, *(x for z, t_B, cond in denoise.calls for x in (z, t_B, cond['estimate']))]
     assert {x.dtype for x in seen} == {jnp.dtype('float32')}
 
@@ -223,4 +225,4 @@ def test_errors_name_the_values(z0):
     with pytest.raises(ValueError, match='min_snr_gamma is None or positive, not 0'):
         DenoisingLoss(DiscreteLinear(), min_snr_gamma=0)
     with pytest.raises(ValueError, match=r'\(6, 2, 3, 3, 1\) for latents of \(6, 2, 3, 3, 4\)'):
-        DenoisingLoss(DiscreteLinear(), self_conditioning=0.0)(lambda z, t_B, cond: z[..., :1], z0, {}, KEY)
+        DenoisingLoss(DiscreteLinear(), self_conditioning=0.0)(lambda z, t_B, cond: z[..., :1], z0, {}, KEY_B)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from walt.diffusion.schedules import ContinuousLinear, Cosine, DiscreteLinear, RectifiedFlow, corrupt
+from walt.randomness import row_keys
 
 SCHEDULES = [kind(zero_terminal_snr=zsnr) for kind in (DiscreteLinear, ContinuousLinear) for zsnr in (True, False)]
 
@@ -96,13 +97,13 @@ def test_continuous_keeps_its_digits_at_both_ends(zero_terminal_snr):
 
 
 def test_training_times_cover_the_trained_range_evenly(schedule):
-    t = np.asarray(schedule.draw_times(jax.random.key(0), (4000,)))
+    t = np.asarray(schedule.draw_times(row_keys(jax.random.key(0), 4000)))
     assert t.dtype == np.float32 and t.min() >= 0 and t.max() <= 1
     np.testing.assert_allclose(np.quantile(t, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.03)
 
 
 def test_discrete_training_draws_every_step_but_the_clean_one():
-    t = DiscreteLinear(steps=5).draw_times(jax.random.key(0), (500,))
+    t = DiscreteLinear(steps=5).draw_times(row_keys(jax.random.key(0), 500))
     np.testing.assert_allclose(np.unique(t), [0.2, 0.4, 0.6, 0.8, 1.0], rtol=1e-6)
 
 
@@ -164,7 +165,7 @@ def test_the_last_beta_of_cosine_is_clipped():
 
 
 def test_cosine_trains_and_samples_on_its_grid():
-    t = Cosine(steps=5).draw_times(jax.random.key(0), (500,))
+    t = Cosine(steps=5).draw_times(row_keys(jax.random.key(0), 500))
     np.testing.assert_allclose(np.unique(t), [0.2, 0.4, 0.6, 0.8, 1.0], rtol=1e-6)
     np.testing.assert_allclose(Cosine(steps=10).sampling_times(3), [1, 0.7, 0.3, 0], atol=1e-6)
 
@@ -193,14 +194,14 @@ def test_a_shift_multiplies_the_ratio_of_noise_to_signal():
 def test_logit_normal_times_have_their_location_and_scale_and_the_shift_moves_them():
     for shift in (1.0, 3.0):
         schedule = RectifiedFlow(shift=shift, logit_normal=(-0.5, 0.8))
-        t = np.asarray(schedule.draw_times(jax.random.key(0), (20_000,)), np.float64)
+        t = np.asarray(schedule.draw_times(row_keys(jax.random.key(0), 20_000)), np.float64)
         logit = np.log(t / (1 - t))
         np.testing.assert_allclose(logit.mean(), -0.5 + np.log(shift), atol=0.03)
         np.testing.assert_allclose(logit.std(), 0.8, rtol=0.03)
 
 
 def test_uniform_times_are_shifted_as_those_of_the_sampler_are():
-    t = RectifiedFlow(shift=3.0).draw_times(jax.random.key(0), (4000,))
+    t = RectifiedFlow(shift=3.0).draw_times(row_keys(jax.random.key(0), 4000))
     assert t.dtype == np.float32
     u = np.array([0.1, 0.5, 0.9])
     np.testing.assert_allclose(np.quantile(t, u), 3 * u / (1 + 2 * u), atol=0.03)

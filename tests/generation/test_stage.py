@@ -92,7 +92,7 @@ def test_labels_that_are_no_classes_are_refused_with_the_range(stage, labels, wr
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(stage):
-    many = dataclasses.replace(stage, mesh=AbstractMesh((4, 1, 1), AXES))
+    many = dataclasses.replace(stage, mesh=AbstractMesh((4, 1, 1, 1), AXES))
     with pytest.raises(ValueError, match=r'batch_size 6 .* 4 devices'):
         clips(many, [0], batch_size=6)
 

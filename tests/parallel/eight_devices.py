@@ -30,7 +30,7 @@ from walt.training.state import create
 from walt.training.tokenizer_step import create_tokenizer_state, make_tokenizer_step
 
 jax.config.update('jax_num_cpu_devices', 8)
-ONE = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+ONE = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 4)
 EIGHT = make_mesh(data=2, fsdp=2, tensor=2)
 OPTIMIZER = optax.sgd(0.5)
 

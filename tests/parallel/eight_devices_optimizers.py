@@ -19,7 +19,7 @@ from walt.training.optimizer import adafactor, muon
 from walt.training.state import create
 
 jax.config.update('jax_num_cpu_devices', 8)
-ONE = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+ONE = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 4)
 EIGHT = make_mesh(data=2, fsdp=2, tensor=2)
 RUN = {'steps': 9, 'learning_rate': 0.1, 'warmup_steps': 0}
 OPTIMIZERS = {'adafactor': adafactor(**RUN, min_side=4), 'muon': muon(**RUN)}

@@ -60,7 +60,7 @@ def test_every_axis_of_every_parameter_has_a_name_in_the_table(boxed):
 
 
 def test_every_large_parameter_is_split_over_the_devices(boxed):
-    layout = shardings(AbstractMesh((1, 2, 2), AXES), boxed)
+    layout = shardings(AbstractMesh((1, 2, 1, 2), AXES), boxed)
     for (path, box), sharding in zip(parameters(boxed), jax.tree.leaves(layout)):
         if math.prod(box.value.shape) > 2**20:
             assert {axis for axis in sharding.spec if axis is not None}, path
@@ -73,7 +73,7 @@ def box(*names):
 
 def test_names_become_the_axes_of_the_mesh():
     tree = {'kernel': box('embed', None, 'heads', 'head'), 'step': jax.ShapeDtypeStruct((), jnp.int32)}
-    layout = shardings(AbstractMesh((1, 2, 2), AXES), tree)
+    layout = shardings(AbstractMesh((1, 2, 1, 2), AXES), tree)
     assert layout['kernel'].spec == PartitionSpec('fsdp', None, 'tensor', None)
     assert layout['step'].spec == PartitionSpec()
 

@@ -28,8 +28,8 @@ def test_every_change_leaves_as_many_devices_and_whole_rows():
         assert change.get('accumulation', 2) in (2, 4)  # of 6 rows a half is 3, which has none
 
 
-def test_a_configuration_without_these_keys_has_only_its_mesh():
-    assert list(changes(4, MESH, [], accumulation=0)) == [
+def test_one_row_with_the_strongest_policy_has_only_its_mesh():
+    assert list(changes(1, MESH, [], accumulation=1)) == [
         {'mesh.data': 2, 'mesh.fsdp': 2},
         {'mesh.data': 1, 'mesh.fsdp': 4},
     ]

@@ -24,18 +24,18 @@ def h(rng):
 
 @pytest.fixture
 def call(random_parameters):
-    """call(bottleneck, h, key=None) -> Bottled."""
+    """call(bottleneck, h, key_B=None) -> Bottled."""
 
-    def call(bottleneck, h, key=None):
+    def call(bottleneck, h, key_B=None):
         params = random_parameters(bottleneck, h, scale=1.0) if isinstance(bottleneck, Vq) else {}
-        return bottleneck.apply({'params': params}, h, key)
+        return bottleneck.apply({'params': params}, h, key_B)
 
     return call
 
 
 @pytest.mark.parametrize('name', ALL)
 def test_latents_have_their_shape_and_the_terms_their_names(name, h, call):
-    bottled = call(ALL[name], h(ALL[name]), jax.random.key(0))
+    bottled = call(ALL[name], h(ALL[name]), jax.random.split(jax.random.key(0)))
     assert bottled.z_BTHWC.shape == (2, 3, 4, 4, CHANNELS)
     assert set(bottled.terms) == set(ALL[name].terms)
     assert all(term.shape == () and np.isfinite(term) for term in bottled.terms.values())
@@ -157,17 +157,17 @@ def test_kl_is_that_of_the_gaussian_and_is_0_for_the_unit_one(h):
 
 def test_kl_draws_by_its_key_around_the_mean_it_encodes_to():
     h = jnp.concatenate([jnp.full((40, 1, 8, 8, 3), 2.0), jnp.full((40, 1, 8, 8, 3), np.log(0.25))], -1)
-    drawn = Kl().apply({}, h, jax.random.key(0)).z_BTHWC
+    drawn = Kl().apply({}, h, jax.random.split(jax.random.key(0), len(h))).z_BTHWC
     np.testing.assert_allclose([drawn.mean(), drawn.std()], [2, 0.5], atol=0.02)
     np.testing.assert_array_equal(Kl().apply({}, h).z_BTHWC, 2.0)
-    assert (drawn != Kl().apply({}, h, jax.random.key(1)).z_BTHWC).all()
+    assert (drawn != Kl().apply({}, h, jax.random.split(jax.random.key(1), len(h))).z_BTHWC).all()
 
 
 def test_kl_stays_finite_where_the_encoder_puts_out_a_variance_beyond_all_bounds():
-    h = jnp.full((1, 1, 1, 1, 6), 200.0).at[..., 4:].set(-1e6)
-    value, gradient = jax.value_and_grad(lambda h: Kl().apply({}, h, jax.random.key(0)).terms['kl'])(h)
+    h, key_B = jnp.full((1, 1, 1, 1, 6), 200.0).at[..., 4:].set(-1e6), jax.random.split(jax.random.key(0), 1)
+    value, gradient = jax.value_and_grad(lambda h: Kl().apply({}, h, key_B).terms['kl'])(h)
     assert np.isfinite(value) and np.isfinite(gradient).all()
-    assert np.isfinite(Kl().apply({}, h, jax.random.key(0)).z_BTHWC).all()
+    assert np.isfinite(Kl().apply({}, h, key_B).z_BTHWC).all()
 
 
 @pytest.mark.parametrize('group_bits', [3, 2])

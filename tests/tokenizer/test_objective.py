@@ -32,7 +32,7 @@ def test_every_term_is_weighed_on_its_side(tiny_tokenizer, video, random_paramet
 
     @jax.jit
     def both(params, opposed):
-        return objective(params, opposed, averages, distance, video, jax.random.key(0), 0)
+        return objective(params, opposed, averages, distance, video, jax.random.split(jax.random.key(0), len(video)), 0)
 
     value, metrics = both(params, opposed)
     z = tiny_tokenizer.encode(params, video)

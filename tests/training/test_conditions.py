@@ -8,8 +8,9 @@ import pytest
 from walt.denoiser.conditions import NullText
 from walt.denoiser.walt import Walt
 from walt.diffusion.schedules import ContinuousLinear, DiscreteLinear
+from walt.randomness import row_keys
 from walt.tokenizer.pixels import shrink
-from walt.training.conditions import Conditioning, latent_rows
+from walt.training.conditions import Conditioning, keys_of_rows, latent_rows
 
 ROWS = 2000
 
@@ -139,7 +140,7 @@ def test_stacks_of_another_length_are_refused_with_both():
 # What of the conditions is shown: many rows of few numbers, and no network.
 
 NULL_TEXT = NullText(jnp.full((2, 3), 7.0), jnp.array([True, False]))
-KEY = jax.random.key(5)
+KEY_R = row_keys(jax.random.key(5), ROWS)
 
 
 @pytest.fixture(scope='module')
@@ -169,26 +170,26 @@ def clips_only(rows):
 
 
 def test_cond_has_every_entry_of_the_denoiser_but_the_estimate(rows):
-    cond = Conditioning(DiscreteLinear())(EVERYTHING, rows, NULL_TEXT, KEY)
+    cond = Conditioning(DiscreteLinear())(EVERYTHING, rows, NULL_TEXT, KEY_R)
     assert set(cond) == set(EVERYTHING.conditions) - {'estimate'}
     for name, value in cond.items():
         assert value.shape == (ROWS, *EVERYTHING.conditions[name]), name
     np.testing.assert_array_equal(cond['image'], rows['image'])
-    assert set(Conditioning(DiscreteLinear())(denoiser(), rows, None, KEY)) == set()
+    assert set(Conditioning(DiscreteLinear())(denoiser(), rows, None, KEY_R)) == set()
 
 
 @pytest.mark.parametrize(('dropout', 'least', 'most'), [(0.0, 0, 0), (0.1, 0.08, 0.12), (1.0, 1, 1)])
 def test_label_and_text_are_dropped_together_with_the_probability(dropout, least, most, rows):
     """In whole rows; the others, and all other conditions, stay as they were."""
     conditioning = Conditioning(DiscreteLinear(), dropout=dropout)
-    cond = conditioning(EVERYTHING, rows, NULL_TEXT, KEY)
+    cond = conditioning(EVERYTHING, rows, NULL_TEXT, KEY_R)
     dropped = np.asarray((cond['label'] == 10).all(1))
     assert least <= dropped.mean() <= most
     null = {'label': 10, 'text': NULL_TEXT.text_SE, 'text_mask': NULL_TEXT.mask_S}
     for name, value in null.items():
         np.testing.assert_array_equal(cond[name][dropped], jnp.broadcast_to(value, cond[name][dropped].shape))
         np.testing.assert_array_equal(cond[name][~dropped], rows[name][~dropped])
-    plain = Conditioning(DiscreteLinear(), dropout=0.5)(EVERYTHING, rows, NULL_TEXT, KEY)
+    plain = Conditioning(DiscreteLinear(), dropout=0.5)(EVERYTHING, rows, NULL_TEXT, KEY_R)
     for name in ('frames', 'frames_mask', 'low', 'low_t', 'image'):
         np.testing.assert_array_equal(cond[name], plain[name])
 
@@ -196,10 +197,10 @@ def test_label_and_text_are_dropped_together_with_the_probability(dropout, least
 def test_a_text_is_dropped_for_the_null_text_which_has_to_be_known(rows):
     text = denoiser('text_shape', 'images')
     with pytest.raises(ValueError, match='null text'):
-        Conditioning(DiscreteLinear(), dropout=0.1)(text, rows, None, KEY)
-    cond = Conditioning(DiscreteLinear(), dropout=0.0)(text, rows, None, KEY)
+        Conditioning(DiscreteLinear(), dropout=0.1)(text, rows, None, KEY_R)
+    cond = Conditioning(DiscreteLinear(), dropout=0.0)(text, rows, None, KEY_R)
     np.testing.assert_array_equal(cond['text'], rows['text'])
-    assert set(Conditioning(DiscreteLinear())(denoiser('classes', 'images'), rows, None, KEY)) == {'label', 'image'}
+    assert set(Conditioning(DiscreteLinear())(denoiser('classes', 'images'), rows, None, KEY_R)) == {'label', 'image'}
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_a_text_is_dropped_for_the_null_text_which_has_to_be_known(rows):
 @pytest.mark.parametrize('schedule', [DiscreteLinear(), ContinuousLinear()], ids=['discrete', 'continuous'])
 def test_given_are_the_first_frames_clean_as_many_and_as_often_as_asked(probability, counts, shares, schedule, rows):
     conditioning = Conditioning(schedule, given_frames=counts, given_probability=probability)
-    cond = conditioning(denoiser('frame_prediction'), clips_only(rows), None, KEY)
+    cond = conditioning(denoiser('frame_prediction'), clips_only(rows), None, KEY_R)
     mask_BT = np.asarray(cond['frames_mask'])
     assert set(np.unique(mask_BT)) <= {0, 1} and (np.diff(mask_BT, axis=1) <= 0).all()
     drawn = [(mask_BT.sum(1) == count).mean() for count in range(3)]
@@ -220,7 +221,7 @@ def test_given_are_the_first_frames_clean_as_many_and_as_often_as_asked(probabil
 
 def test_pictures_are_never_given(rows):
     conditioning = Conditioning(DiscreteLinear(), given_probability=1.0)
-    cond = conditioning(denoiser('frame_prediction', 'images'), rows, None, KEY)
+    cond = conditioning(denoiser('frame_prediction', 'images'), rows, None, KEY_R)
     given = np.asarray(cond['frames_mask'].sum(1) > 0)
     np.testing.assert_array_equal(given, ~rows['image'])
     np.testing.assert_array_equal(np.abs(cond['frames']).max((1, 2, 3, 4)) > 0, given)
@@ -229,7 +230,7 @@ def test_pictures_are_never_given(rows):
 def test_given_frames_have_the_noise_that_their_mask_tells(rows):
     """(frames - alpha z) / sigma is standard normal where frames are given, with alpha of a time in U(0, 0.4)."""
     conditioning = Conditioning(ContinuousLinear(), given_frames=(2,), given_probability=1.0, given_noise=0.4)
-    cond = conditioning(denoiser('frame_prediction'), clips_only(rows), None, KEY)
+    cond = conditioning(denoiser('frame_prediction'), clips_only(rows), None, KEY_R)
     alpha_B = np.asarray(cond['frames_mask'][:, 0])
     np.testing.assert_array_equal(cond['frames_mask'], alpha_B[:, None] * np.array([1, 1, 0]))
     least, middle, most = (float(ContinuousLinear().alpha_sigma(t)[0]) for t in (0.4, 0.2, 0.0))
@@ -245,7 +246,7 @@ def test_given_frames_have_the_noise_that_their_mask_tells(rows):
 
 def test_low_latents_have_the_noise_of_the_time_beside_them(rows):
     conditioning = Conditioning(ContinuousLinear(), low_noise=0.5)
-    cond = conditioning(denoiser('upsample'), clips_only(rows), None, KEY)
+    cond = conditioning(denoiser('upsample'), clips_only(rows), None, KEY_R)
     low_t = np.asarray(cond['low_t'])
     assert 0 <= low_t.min() < 0.01 and 0.49 < low_t.max() <= 0.5
     np.testing.assert_allclose(low_t.mean(), 0.25, atol=0.02)
@@ -253,7 +254,7 @@ def test_low_latents_have_the_noise_of_the_time_beside_them(rows):
     alpha, sigma = (x[noisy].reshape(-1, 1, 1, 1, 1) for x in ContinuousLinear().alpha_sigma(low_t))
     eps = (cond['low'][noisy] - alpha * rows['low'][noisy]) / sigma
     np.testing.assert_allclose([eps.mean(), eps.std()], [0, 1], atol=0.03)
-    clean = Conditioning(ContinuousLinear(), low_noise=0.0)(denoiser('upsample'), clips_only(rows), None, KEY)
+    clean = Conditioning(ContinuousLinear(), low_noise=0.0)(denoiser('upsample'), clips_only(rows), None, KEY_R)
     np.testing.assert_array_equal(clean['low'], rows['low'])
     np.testing.assert_array_equal(clean['low_t'], 0)
 
@@ -261,11 +262,28 @@ def test_low_latents_have_the_noise_of_the_time_beside_them(rows):
 def test_the_same_key_draws_the_same_and_another_draws_all_anew(rows):
     conditioning = Conditioning(DiscreteLinear(), given_noise=0.5)
     first, again, other = (
-        conditioning(EVERYTHING, rows, NULL_TEXT, key) for key in (KEY, jax.random.key(5), jax.random.key(6))
+        conditioning(EVERYTHING, rows, NULL_TEXT, row_keys(jax.random.key(seed), ROWS)) for seed in (5, 5, 6)
     )
     for name in first:
         np.testing.assert_array_equal(first[name], again[name])
         assert (first[name] == other[name]).all() == (name == 'image'), name
+
+
+def test_what_is_drawn_for_a_row_does_not_depend_on_the_rows_beside_it(rows):
+    conditioning = Conditioning(DiscreteLinear(), given_noise=0.5)
+    some = np.array([7, 2, 1])
+    together = conditioning(EVERYTHING, rows, NULL_TEXT, KEY_R)
+    apart = conditioning(EVERYTHING, {name: row[some] for name, row in rows.items()}, NULL_TEXT, KEY_R[some])
+    for name in together:
+        np.testing.assert_array_equal(together[name][some], apart[name])
+
+
+def test_every_stack_has_a_key_of_its_own_that_follows_from_that_of_its_clip():
+    key_B = row_keys(jax.random.key(0), 4)
+    key_R = keys_of_rows(key_B, 12)
+    assert (key_R[:4] == key_B).all()
+    assert len(np.unique(jax.random.key_data(key_R), axis=0)) == 12
+    assert (keys_of_rows(key_B[2:3], 3) == key_R[jnp.array([2, 8, 9])]).all()
 
 
 def test_draws_of_a_row_are_independent_of_each_other(rows):
@@ -274,7 +292,7 @@ def test_draws_of_a_row_are_independent_of_each_other(rows):
         ContinuousLinear(), dropout=0.5, given_frames=(1,), given_noise=0.5, given_probability=0.5, low_noise=0.5
     )
     fields = denoiser('classes', 'upsample', 'frame_prediction')
-    cond = conditioning(fields, rows | {'label': rows['label'][:, 0]}, None, KEY)
+    cond = conditioning(fields, rows | {'label': rows['label'][:, 0]}, None, KEY_R)
     drawn = [cond['label'] == 10, cond['frames_mask'][:, 0] > 0, cond['low_t'], cond['low'][:, 0, 0, 0, 0]]
     correlations = np.corrcoef(np.array(drawn, float)) - np.eye(4)
     assert np.abs(correlations).max() < 0.1

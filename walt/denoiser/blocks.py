@@ -17,17 +17,18 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import linen as nn
 from flax import struct
 
 from walt.denoiser.adaln import LowRankModulation, Modulation, modulate, over_space
-from walt.denoiser.windows import merge, partition
-from walt.nn.attention import Attention, CrossAttention
+from walt.denoiser.windows import merge, partition, split
+from walt.nn.attention import Attention, CrossAttention, Split
 from walt.nn.conv import Triple
 from walt.nn.einsum import Einsum
 from walt.nn.embeddings import RelativePositionBias, rotary_angles
 from walt.nn.norm import LayerNorm
+from walt.nn.remat import of_block
+from walt.nn.shards import shards
 
 
 @struct.dataclass
@@ -90,13 +91,14 @@ class WindowLayer(nn.Module):
         gamma_1, gamma_2, beta_1, beta_2, alpha_1, alpha_2 = jnp.moveaxis(self._modulation(context), 2, 0)
 
         y = modulate(LayerNorm(name='attention_norm')(x_BTHWD).astype(dtype), gamma_1, beta_1)
-        y = self._attend(partition(y, self.window), of_images)
+        y = self._attend(*self._windows(y, self.window), of_images)
         after = x_BTHWD + over_space(alpha_1) * merge(y, self.window, grid)
 
         if context.text is not None:
-            tokens_GSD, mask_GS = (rearrange(part, 'B T ... -> (B T) ...') for part in _fields(context.text))
-            y = partition(LayerNorm('embed', name='text_norm')(after).astype(dtype), self.text_window)
-            y = CrossAttention(spec.heads, spec.qk_norm, dtype, name='text')(y, tokens_GSD, mask_GS)
+            y = LayerNorm('embed', name='text_norm')(after).astype(dtype)
+            y, shared = self._windows(y, self.text_window)
+            attention = CrossAttention(spec.heads, spec.qk_norm, dtype, shared, name='text')
+            y = attention(y, context.text.tokens_BTSD, context.text.mask_BTS)
             after = after + merge(y, self.text_window, grid)
 
         y = modulate(LayerNorm(name='mlp_norm')(after).astype(dtype), gamma_2, beta_2)
@@ -113,16 +115,20 @@ class WindowLayer(nn.Module):
             return context.shared_BTSD
         return context.shared_BTSD + LowRankModulation(self.spec.rank, self.spec.dtype, name='lora')(context.c_BTD)
 
-    def _attend(self, y_BPD, image_B):
+    def _windows(self, y_BTHWD, window: Triple):
+        """The windows y_BGPD, laid out as devices share their attention, and how they do."""
+        shared = split(window, y_BTHWD.shape[1:4], shards('height'))
+        return nn.with_logical_constraint(partition(y_BTHWD, window), ('batch', *shared, 'act_embed')), shared
+
+    def _attend(self, y_BGPD, shared: Split, alone_B):
         spec = self.spec
         bias_NPP = angles_PA = None
         if spec.rope:
-            angles_PA = jnp.asarray(rotary_angles(self.window, y_BPD.shape[-1] // spec.heads))
+            angles_PA = jnp.asarray(rotary_angles(self.window, y_BGPD.shape[-1] // spec.heads))
         else:
             bias_NPP = RelativePositionBias(self.window, spec.heads, name='relative_position')()
-        alone_B = None if image_B is None else jnp.repeat(image_B, len(y_BPD) // len(image_B))
-        attention = Attention(spec.heads, spec.qk_norm, spec.dtype, name='attention')
-        return attention(y_BPD, bias_NPP, angles_PA, alone_B)
+        attention = Attention(spec.heads, spec.qk_norm, spec.dtype, shared, name='attention')
+        return attention(y_BGPD, bias_NPP, angles_PA, alone_B)
 
 
 class Block(nn.Module):
@@ -134,11 +140,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTHWD, context: Context):
+        x_BTHWD = of_block(x_BTHWD)
         for name, window, text_window in zip(('spatial', 'spatiotemporal'), self.windows, self.text_windows):
             x_BTHWD = WindowLayer(window, text_window, self.spec, name=name)(x_BTHWD, context)
         x_BTHWD = nn.with_logical_constraint(x_BTHWD, ('batch', 'frames', 'height', 'width', 'act_embed'))
         return x_BTHWD, None
-
-
-def _fields(text: Text):
-    return text.tokens_BTSD, text.mask_BTS

@@ -21,11 +21,12 @@ from flax import linen as nn
 
 from walt.denoiser.adaln import Modulation, modulate
 from walt.denoiser.blocks import Block, Context, LayerSpec, Text
-from walt.denoiser.windows import check_window
+from walt.denoiser.windows import check_window, split
 from walt.nn.conv import SameConv3d, Triple, depth_to_space
 from walt.nn.einsum import Einsum, zeros
 from walt.nn.embeddings import LabelEmbedding, PooledText, SpaceTimePosition, TimeEmbedding, rotary_angles
 from walt.nn.norm import LayerNorm
+from walt.nn.remat import check_remat, rematerialised
 
 
 class Walt(nn.Module):
@@ -54,7 +55,7 @@ class Walt(nn.Module):
         separate_adaln: each layer has a modulation of its own; without pairs.
         qk_norm: layer norm on queries and keys.
         rope: 3-D rotary positions in place of the learned bias for every offset.
-        remat: recompute each block in the backward pass instead of keeping its activations.
+        remat: what of a block is kept for the backward pass, one of `walt.nn.remat`.
         dtype: what the layers compute in.
 
     Raises:
@@ -82,7 +83,7 @@ class Walt(nn.Module):
     separate_adaln: bool = False
     qk_norm: bool = True
     rope: bool = False
-    remat: bool = False
+    remat: str = 'none'
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
@@ -105,6 +106,7 @@ class Walt(nn.Module):
             raise ValueError('skip_images is on, but images is off: there is nothing to skip')
         if self.rope:
             rotary_angles((1, 1, 1), self.width // self.heads)
+        check_remat(self.remat)
         for window in self.windows:
             check_window(window, self.grid)
 
@@ -121,6 +123,16 @@ class Walt(nn.Module):
         if self.full_attention:
             return self.grid, self.grid
         return (1, *(self.spatial_window or (height, width))), (frames, *self.spatiotemporal_window)
+
+    def check_shards(self, shards: int) -> None:
+        """Raises `ValueError` if this many devices cannot share the height of a clip, naming the counts."""
+        for window in {*self.windows, *self._text_windows}:
+            split(window, self.grid, shards)
+
+    @property
+    def _text_windows(self) -> tuple[Triple, Triple]:
+        frame = (1, *self.windows[0][1:])
+        return (frame, frame) if self.images else self.windows
 
     @property
     def conditions(self) -> dict[str, tuple[int, ...]]:
@@ -186,7 +198,6 @@ class Walt(nn.Module):
 
     def _blocks(self):
         """All layers, two by two, with stacked parameters."""
-        frame = (1, *self.windows[0][1:])
         spec = LayerSpec(
             heads=self.heads,
             hidden=self.hidden or 4 * self.width,
@@ -197,13 +208,13 @@ class Walt(nn.Module):
             dtype=self.dtype,
         )
         return nn.scan(
-            nn.remat(Block, prevent_cse=False) if self.remat else Block,
+            rematerialised(Block, self.remat),
             length=self.depth // 2,
             variable_axes={'params': 0},
             split_rngs={'params': True},
             in_axes=nn.broadcast,
             metadata_params={nn.PARTITION_NAME: 'layers'},
-        )(self.windows, (frame, frame) if self.images else self.windows, spec, name='blocks')
+        )(self.windows, self._text_windows, spec, name='blocks')
 
     def _check(self, z_BTHWC, cond) -> None:
         if z_BTHWC.shape[1:] != tuple(self.latent_shape):

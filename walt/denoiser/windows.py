@@ -11,26 +11,31 @@
      frame 0    frame 1                 frame 0    frame 1
 
 Windows do not overlap and are not shifted: alternating the two shapes carries information everywhere. So window
-attention is a reshape to (B windows) P D and dense attention.
+attention is a reshape to B G P D, G windows of P tokens each, and dense attention.
+
+Where `shards` devices share a clip, each has some of its rows of latents (`height`). Then either whole windows lie on a
+device, with nothing to send; or windows as high as the frame are moved, frame by frame, so that whole frames do; or, if
+there are not as many frames, devices share the queries of each frame, and all get its keys and values.
 """
 
 from einops import rearrange
 
+from walt.nn.attention import Split
 from walt.nn.conv import Triple
 
 
 def partition(x_BTHWD, window: Triple):
-    """(B, T, H, W, D) -> (B windows, P, D), tokens of a window in (t, h, w) order."""
+    """(B, T, H, W, D) -> (B, G, P, D): windows by row, column and frame; tokens of a window in (t, h, w) order."""
     pt, ph, pw = window
-    return rearrange(x_BTHWD, 'B (T pt) (H ph) (W pw) D -> (B T H W) (pt ph pw) D', pt=pt, ph=ph, pw=pw)
+    return rearrange(x_BTHWD, 'B (T pt) (H ph) (W pw) D -> B (H W T) (pt ph pw) D', pt=pt, ph=ph, pw=pw)
 
 
-def merge(x_BPD, window: Triple, grid: Triple):
+def merge(x_BGPD, window: Triple, grid: Triple):
     """The inverse of `partition`; `grid` is (T, H, W) of the whole latent."""
     (pt, ph, pw), (frames, height, width) = window, grid
     return rearrange(
-        x_BPD,
-        '(B T H W) (pt ph pw) D -> B (T pt) (H ph) (W pw) D',
+        x_BGPD,
+        'B (H W T) (pt ph pw) D -> B (T pt) (H ph) (W pw) D',
         T=frames // pt,
         H=height // ph,
         W=width // pw,
@@ -44,3 +49,21 @@ def check_window(window: Triple, grid: Triple) -> None:
     """Raises `ValueError` if the window does not tile the grid."""
     if any(extent < 1 or size % extent for extent, size in zip(window, grid)):
         raise ValueError(f'a window of {tuple(window)} tokens does not tile a grid of {tuple(grid)} tokens')
+
+
+def split(window: Triple, grid: Triple, shards: int) -> Split:
+    """How `shards` devices share the attention of the windows of a grid whose height they share.
+
+    Raises:
+        ValueError: if they cannot, naming the counts.
+    """
+    (frames, rows, columns), (of_time, height, _) = (g // w for g, w in zip(grid, window)), window
+    if grid[1] % shards == 0:
+        if rows % shards == 0 or (rows == columns == 1 and frames % shards == 0):
+            return 'windows', None
+        if rows == 1 and of_time == 1:
+            return None, 'queries'
+    raise ValueError(
+        f'{shards} devices cannot share windows of {tuple(window)} tokens on a grid of {tuple(grid)}: they divide '
+        f'neither {rows} rows of windows, nor {frames} frames of windows as large as a frame, nor {height} rows of one'
+    )

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from walt.diffusion.prediction import Cond, Denoise, Parametrisation, check, target, to_z0_eps
 from walt.diffusion.schedules import Schedule, corrupt, over_trailing
-from walt.randomness import stream
+from walt.randomness import bernoulli, normal, stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class DenoisingLoss:
             raise ValueError(f'min_snr_gamma is None or positive, not {self.min_snr_gamma}')
 
     def __call__(
-        self, denoise: Denoise, z0: jax.Array, cond: Cond, key: jax.Array
+        self, denoise: Denoise, z0: jax.Array, cond: Cond, key_B: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the loss of every example, (B,) float32, and what was drawn for it.
 
@@ -61,20 +61,20 @@ class DenoisingLoss:
             denoise: the model.
             z0: (B, ...) clean latents.
             cond: the conditions of the examples, without `estimate`.
-            key: the key of this step.
+            key_B: a key for every example, which draws all that is drawn for it.
 
         Returns:
             loss_B, and a dict of `t_B`, the times in [0, 1], and `self_conditioned_B`, whether an example was given an
             estimate.
         """
         z0 = z0.astype(jnp.float32)
-        t_B = self.schedule.draw_times(stream(key, 'time'), z0.shape[:1])
-        eps = jax.random.normal(stream(key, 'noise'), z0.shape, z0.dtype)
+        t_B = self.schedule.draw_times(stream(key_B, 'time'))
+        eps = normal(stream(key_B, 'noise'), z0.shape[1:])
         alpha_B, sigma_B = self.schedule.alpha_sigma(t_B)
         z_t = corrupt(z0, eps, alpha_B, sigma_B)
 
         estimate = jnp.zeros_like(z0)
-        self_conditioned_B = jax.random.bernoulli(stream(key, 'self_conditioning'), self.self_conditioning, t_B.shape)
+        self_conditioned_B = bernoulli(stream(key_B, 'self_conditioning'), self.self_conditioning)
         if self.self_conditioning > 0:
             first = denoise(z_t, t_B, cond | {'estimate': estimate})
             first_z0, _ = to_z0_eps(self.parametrisation, first, z_t, alpha_B, sigma_B)

@@ -37,6 +37,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from walt.randomness import uniform
+
 Level = tuple[jax.Array, jax.Array]
 """(alpha, sigma) at some times."""
 
@@ -53,8 +55,8 @@ class Schedule(Protocol):
     def alpha_sigma(self, t: jax.typing.ArrayLike) -> Level:
         """Returns alpha and sigma, float32, in the shape of `t` in [0, 1]: 0 is clean, 1 is noise."""
 
-    def draw_times(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Draws times to train at, float32."""
+    def draw_times(self, key_B: jax.Array) -> jax.Array:
+        """Draws a time to train at from each key: t_B, float32."""
 
     def sampling_times(self, steps: int) -> np.ndarray:
         """Returns the times 1, ..., 0 that a sampler of `steps` steps visits: (steps + 1,) float32, decreasing."""
@@ -77,9 +79,10 @@ class _Discrete:
         alpha, sigma = self._table
         return jnp.asarray(alpha)[step], jnp.asarray(sigma)[step]
 
-    def draw_times(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    def draw_times(self, key_B: jax.Array) -> jax.Array:
         """Draws t = k / K, k uniform on 1, ..., K: the clean step is not trained."""
-        return jax.random.randint(key, shape, 1, self.steps + 1) / jnp.float32(self.steps)
+        step_B = jax.vmap(lambda key: jax.random.randint(key, (), 1, self.steps + 1))(key_B)
+        return step_B / jnp.float32(self.steps)
 
     def sampling_times(self, steps: int) -> np.ndarray:
         """Returns the trailing times: for 50 of 1000 steps (1000, 980, ..., 20, 0) / 1000."""
@@ -163,9 +166,9 @@ class ContinuousLinear:
         sigma = jnp.sqrt(jnp.where(near_clean, lost * (2 - lost), 1 - jnp.square(alpha)))
         return jnp.where(near_clean, 1 - lost, alpha), sigma
 
-    def draw_times(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    def draw_times(self, key_B: jax.Array) -> jax.Array:
         """Draws t ~ U(0, 1)."""
-        return jax.random.uniform(key, shape, jnp.float32)
+        return uniform(key_B)
 
     def sampling_times(self, steps: int) -> np.ndarray:
         """Returns `steps` + 1 evenly spaced times from 1 to 0."""
@@ -200,12 +203,12 @@ class RectifiedFlow:
         t = jnp.asarray(t, jnp.float32)
         return 1 - t, t
 
-    def draw_times(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    def draw_times(self, key_B: jax.Array) -> jax.Array:
         """Draws t as `logit_normal` says, and shifts it."""
         if self.logit_normal is None:
-            return self._shifted(jax.random.uniform(key, shape, jnp.float32))
+            return self._shifted(uniform(key_B))
         location, scale = self.logit_normal
-        return self._shifted(jax.nn.sigmoid(location + scale * jax.random.normal(key, shape, jnp.float32)))
+        return self._shifted(jax.nn.sigmoid(location + scale * jax.vmap(jax.random.normal)(key_B)))
 
     def sampling_times(self, steps: int) -> np.ndarray:
         """Returns `steps` + 1 times from 1 to 0, evenly spaced before the shift."""

@@ -1,11 +1,14 @@
-"""Multi-head attention with QK-norm: of a row to itself, and of a row to itself and a text.
+"""Multi-head attention with QK-norm: of a window to itself, and of a window to itself and a text.
 
-    self      softmax(LN(q) LN(k)^T / sqrt(K) + bias) v         q, k, v of the row
-    cross     softmax(LN(q) LN(k)^T / sqrt(K) + mask) v         q of the row; k, v of [row, text]
+    self      softmax(LN(q) LN(k)^T / sqrt(K) + bias) v         q, k, v of the window
+    cross     softmax(LN(q) LN(k)^T / sqrt(K) + mask) v         q of the window; k, v of [window, text]
+
+Each row of the batch has G windows of P tokens. Devices may share the windows or the queries of a window, as `Split`
+says; of a window whose queries they share, each holds all keys and values.
 
 LayerNorm on queries and keys, head by head, keeps the logits bounded as models grow (ViT-22B; W.A.L.T, section 5.2).
-That the row's own tokens are among the keys of the text's layer is section 4.3; its logits have no bias, neither for
-the text's keys nor for the row's, which the paper leaves open.
+That the window's own tokens are among the keys of the text's layer is section 4.3; its logits have no bias, neither for
+the text's keys nor for the window's, which the paper leaves open.
 """
 
 import jax
@@ -15,83 +18,107 @@ from flax import linen as nn
 from walt.nn.einsum import Einsum, zeros
 from walt.nn.embeddings import rotate
 from walt.nn.norm import LayerNorm
+from walt.nn.remat import of_attention
+
+Split = tuple[str | None, str | None]
+"""Logical names of the windows G and of the queries P in them, None where no devices share them."""
+
+WHOLE: Split = (None, None)
 
 
 class Attention(nn.Module):
-    """x_BLD -> (B, L, D): every token attends to all L tokens of its row.
+    """x_BGPD -> (B, G, P, D): every token attends to all P tokens of its window.
 
     Attributes:
         heads: N; the width of x must be a multiple.
         qk_norm: normalise queries and keys by head.
+        split: of the windows over devices.
     """
 
     heads: int
     qk_norm: bool = True
     dtype: jnp.dtype = jnp.float32
+    split: Split = WHOLE
 
     @nn.compact
-    def __call__(self, x_BLD, bias_NLL=None, angles_LA=None, alone_B=None):
+    def __call__(self, x_BGPD, bias_NPP=None, angles_PA=None, alone_B=None):
         """
         Args:
-            bias_NLL: added to the logits.
-            angles_LA: of rotary positions, by which queries and keys are turned.
+            bias_NPP: added to the logits.
+            angles_PA: of rotary positions, by which queries and keys are turned.
             alone_B: rows whose tokens attend to themselves and to nothing else, bool. A softmax over one logit is 1, so
                 what comes out of the attention is the token's value.
         """
-        width = x_BLD.shape[-1]
-        head = width // self.heads
-        axes = ('embed', None, 'heads', 'head')
-        qkv = Einsum('BLD,DSNK->BLSNK', (width, 3, self.heads, head), axes, dtype=self.dtype, name='qkv')(x_BLD)
-        q_BLNK, k_BLNK, v_BLNK = (qkv[:, :, i] for i in range(3))
+        width = x_BGPD.shape[-1]
+        shape, axes = (width, 3, self.heads, width // self.heads), ('embed', None, 'heads', 'head')
+        qkv = Einsum('BGPD,DSNK->BGPSNK', shape, axes, dtype=self.dtype, name='qkv')(x_BGPD)
+        q_BGPNK, k_BGPNK, v_BGPNK = (qkv[..., i, :, :] for i in range(3))
         if self.qk_norm:
-            q_BLNK, k_BLNK = _norm('q_norm', q_BLNK, self.dtype), _norm('k_norm', k_BLNK, self.dtype)
-        if angles_LA is not None:
-            q_BLNK, k_BLNK = rotate(q_BLNK, angles_LA), rotate(k_BLNK, angles_LA)
-        bias = None if bias_NLL is None else bias_NLL[None].astype(self.dtype)
-        y_BLNK = jax.nn.dot_product_attention(q_BLNK, k_BLNK, v_BLNK, bias=bias)
+            q_BGPNK, k_BGPNK = _norm('q_norm', q_BGPNK, self.dtype), _norm('k_norm', k_BGPNK, self.dtype)
+        if angles_PA is not None:
+            q_BGPNK, k_BGPNK = rotate(q_BGPNK, angles_PA), rotate(k_BGPNK, angles_PA)
+        bias = None if bias_NPP is None else bias_NPP[None].astype(self.dtype)
+        y_BGPNK = of_attention(_attend(q_BGPNK, k_BGPNK, v_BGPNK, self.split, bias=bias))
         if alone_B is not None:
-            y_BLNK = jnp.where(alone_B[:, None, None, None], v_BLNK, y_BLNK)
-        return _out(width, self.dtype)(y_BLNK)
+            y_BGPNK = jnp.where(alone_B[:, None, None, None, None], v_BGPNK, y_BGPNK)
+        return _out(width, self.dtype)(y_BGPNK)
 
 
 class CrossAttention(nn.Module):
-    """x_BLD, text_GSD, mask_GS -> (B, L, D), zero at initialisation.
+    """x_BGPD, text_BTSD, mask_BTS -> (B, G, P, D), zero at initialisation.
 
-    B is a multiple of G: the B / G rows that follow each other share a text. Masked tokens of the text (False) are no
-    keys. Attributes as `Attention`.
+    G is a multiple of T: text 0, ..., T - 1 are those of windows 0, ..., T - 1, and again of the T after them. Masked
+    tokens of the text (False) are no keys. Attributes as `Attention`.
     """
 
     heads: int
     qk_norm: bool = True
     dtype: jnp.dtype = jnp.float32
+    split: Split = WHOLE
 
     @nn.compact
-    def __call__(self, x_BLD, text_GSD, mask_GS):
-        batch, length, width = x_BLD.shape
+    def __call__(self, x_BGPD, text_BTSD, mask_BTS):
+        batch, windows, length, width = x_BGPD.shape
+        times = windows // text_BTSD.shape[1]
         shape = (width, self.heads, width // self.heads)
-        q_BLNK = Einsum('BLD,DNK->BLNK', shape, ('embed', 'heads', 'head'), dtype=self.dtype, name='q')(x_BLD)
+        q_BGPNK = Einsum('BGPD,DNK->BGPNK', shape, ('embed', 'heads', 'head'), dtype=self.dtype, name='q')(x_BGPD)
         shape, axes = (width, 2, *shape[1:]), ('embed', None, 'heads', 'head')
-        to_kv = Einsum('BLD,DSNK->BLSNK', shape, axes, dtype=self.dtype, name='kv')
-        of_text = jnp.repeat(to_kv(text_GSD), batch // len(text_GSD), axis=0)
-        kv = jnp.concatenate([to_kv(x_BLD), of_text], axis=1)
-        k_BMNK, v_BMNK = kv[:, :, 0], kv[:, :, 1]
+        to_kv = Einsum('BGPD,DSNK->BGPSNK', shape, axes, dtype=self.dtype, name='kv')
+        of_text = jnp.tile(to_kv(text_BTSD), (1, times, 1, 1, 1, 1))
+        kv = jnp.concatenate([to_kv(x_BGPD), of_text], axis=2)
+        k_BGMNK, v_BGMNK = kv[..., 0, :, :], kv[..., 1, :, :]
         if self.qk_norm:
-            q_BLNK, k_BMNK = _norm('q_norm', q_BLNK, self.dtype), _norm('k_norm', k_BMNK, self.dtype)
-        mask_BS = jnp.repeat(mask_GS, batch // len(mask_GS), axis=0)
-        mask_BM = jnp.concatenate([jnp.ones((batch, length), bool), mask_BS], axis=1)
-        y_BLNK = jax.nn.dot_product_attention(q_BLNK, k_BMNK, v_BMNK, mask=mask_BM[:, None, None])
-        return _out(width, self.dtype, zeros)(y_BLNK)
+            q_BGPNK, k_BGMNK = _norm('q_norm', q_BGPNK, self.dtype), _norm('k_norm', k_BGMNK, self.dtype)
+        own_BGP = jnp.ones((batch, windows, length), bool)
+        mask_BGM = jnp.concatenate([own_BGP, jnp.tile(mask_BTS, (1, times, 1))], axis=2)
+        y_BGPNK = of_attention(_attend(q_BGPNK, k_BGMNK, v_BGMNK, self.split, mask=mask_BGM[:, :, None, None]))
+        return _out(width, self.dtype, zeros)(y_BGPNK)
 
 
-def _norm(name: str, x_BLNK, dtype):
-    return LayerNorm('head', name=name)(x_BLNK).astype(dtype)
+def _attend(q_BGPNK, k_BGMNK, v_BGMNK, split: Split, bias=None, mask=None):
+    """Attention window by window. `mask` has the axes B, G; the rest of it, and `bias`, as JAX's attention."""
+    windows, queries = split
+    q_BGPNK = nn.with_logical_constraint(q_BGPNK, ('batch', windows, queries, 'heads', 'head'))
+    k_BGMNK, v_BGMNK = (
+        nn.with_logical_constraint(x, ('batch', windows, None, 'heads', 'head')) for x in (k_BGMNK, v_BGMNK)
+    )
+
+    def of_a_window(q, k, v, mask):
+        return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask)
+
+    axes = (1, 1, 1, None if mask is None else 1)
+    return jax.vmap(of_a_window, in_axes=axes, out_axes=1)(q_BGPNK, k_BGMNK, v_BGMNK, mask)
+
+
+def _norm(name: str, x, dtype):
+    return LayerNorm('head', name=name)(x).astype(dtype)
 
 
 def _out(width: int, dtype, init=None):
     """Heads -> width; the name of the caller's parameter is `out`."""
 
-    def project(y_BLNK):
-        shape, axes = (*y_BLNK.shape[2:], width), ('heads', 'head', 'embed')
-        return Einsum('BLNK,NKD->BLD', shape, axes, init=init, dtype=dtype, name='out')(y_BLNK)
+    def project(y_BGPNK):
+        shape, axes = (*y_BGPNK.shape[3:], width), ('heads', 'head', 'embed')
+        return Einsum('BGPNK,NKD->BGPD', shape, axes, init=init, dtype=dtype, name='out')(y_BGPNK)
 
     return project

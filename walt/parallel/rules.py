@@ -20,7 +20,9 @@ RULES = (
     ('tokens', None),
     ('act_embed', None),
     ('frames', None),
-    ('height', None),
+    ('height', 'context'),
+    ('windows', 'context'),
+    ('queries', 'context'),
     ('width', None),
     ('act_channels', None),
     # Parameters of the transformer.

@@ -14,7 +14,7 @@ from typing import Any
 Change = dict[str, Any]
 
 
-def changes(rows: int, mesh: Mapping[str, int], remat: Sequence[str], accumulation: int = 1) -> Iterator[Change]:
+def changes(rows: int, mesh: Mapping[str, int], remat: Sequence[str], accumulation: int) -> Iterator[Change]:
     """Changes to try, cheapest first; each a dict of configuration keys and their new values.
 
     Args:
@@ -22,13 +22,13 @@ def changes(rows: int, mesh: Mapping[str, int], remat: Sequence[str], accumulati
         mesh: axis -> size, with `data` and `fsdp` among them.
         remat: names of what there is beyond the policy of now, cheapest first, by the key that takes it:
             'denoiser.remat=blocks'.
-        accumulation: of now; 0 where the configuration has none.
+        accumulation: of now.
     """
     data, fsdp = mesh['data'], mesh['fsdp']
     policies = [dict([name.split('=')]) for name in remat]
     strongest = policies[-1] if policies else {}
     parts = [1]
-    while accumulation and rows % (2 * parts[-1]) == 0:
+    while rows % (2 * parts[-1]) == 0:
         parts.append(2 * parts[-1])
     while True:
         of_mesh = {'mesh.data': data, 'mesh.fsdp': fsdp} if fsdp != mesh['fsdp'] else {}

@@ -13,12 +13,12 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh
+from jax.experimental import topologies
+from jax.sharding import Mesh
 
 from walt.planning.chips import CHIPS, Chip
 
@@ -63,12 +63,6 @@ class Topology:
                 f'topology {self.text!r} has {len(devices)} devices, not one for each of {self.count} chips'
             )
         return devices
-
-    def mesh(self, shape: Mapping[str, int]) -> Mesh:
-        """Devices of the slice along named axes, neighbours of the torus beside each other. Raises as `devices`."""
-        devices = self.devices()
-        placed = mesh_utils.create_device_mesh(tuple(shape.values()), devices=devices, allow_split_physical_axes=True)
-        return Mesh(placed, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
 
     def bandwidth(self, mesh: Mesh | None, members: Sequence[int]) -> float:
         """Bytes a second that each of a group of devices can send while all send along a ring.

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from walt.nn.remat import check_remat
 from walt.tokenizer.bottleneck import Bottled, Continuous
 from walt.tokenizer.decoder import Decoder
 from walt.tokenizer.encoder import Encoder
@@ -33,6 +34,7 @@ class Tokenizer(nn.Module):
         bottleneck: what makes latents of what the encoder puts out.
         groups: groups of every group norm.
         pixel_channels: 3 for RGB.
+        remat: what of a residual block is kept for the backward pass: 'none' (all) or 'blocks' (its input).
         dtype: what the convolutions compute in; latents and pixels leave as float32.
 
     Raises:
@@ -52,6 +54,7 @@ class Tokenizer(nn.Module):
     bottleneck: nn.Module = Continuous()
     groups: int = 32
     pixel_channels: int = 3
+    remat: str = 'none'
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
@@ -67,6 +70,7 @@ class Tokenizer(nn.Module):
                 )
         if self.kernel_t == 1 and max(self.temporal_strides, default=1) > 1:
             raise ValueError(f'kernels of kernel_t 1 see one frame: temporal_strides {tuple(self.temporal_strides)}')
+        check_remat(self.remat, ('none', 'blocks'))
         self.bottleneck.features(self.latent_channels)  # refuses channels that do not fit it
         for multiplier in self.multipliers:
             if (self.channels * multiplier) % self.groups:
@@ -84,6 +88,7 @@ class Tokenizer(nn.Module):
             strides=strides,
             kernel=(self.kernel_t, 3, 3),
             groups=self.groups,
+            remat=self.remat,
             dtype=self.dtype,
         )
         down_kernel = (1 if self.kernel_t == 1 else self.down_kernel, self.down_kernel, self.down_kernel)
@@ -114,8 +119,8 @@ class Tokenizer(nn.Module):
         """Latents (B, 1 + k, h, w, c) -> pixels (B, 1 + k s_t, h s, w s, 3), not clipped."""
         return self.decoder(z_BTHWC)
 
-    def __call__(self, video_BTHWC, key=None) -> tuple[jax.Array, Bottled]:
-        """Pixels -> (reconstruction, latents with the terms of the bottleneck); `key` for what it draws."""
+    def __call__(self, video_BTHWC, key_B=None) -> tuple[jax.Array, Bottled]:
+        """Pixels -> (reconstruction, latents with the terms of the bottleneck); a key a clip for what it draws."""
         self.latent_shape(*video_BTHWC.shape[1:4])
-        bottled = self.bottleneck(self.encoder(video_BTHWC), key)
+        bottled = self.bottleneck(self.encoder(video_BTHWC), key_B)
         return self.decode(bottled.z_BTHWC), bottled

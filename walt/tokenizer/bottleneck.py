@@ -10,8 +10,8 @@ Each acts at every position of the latent by itself, so it changes nothing about
 gradient of the identity: z = h + stop_gradient(z - h).
 
 A bottleneck is a module with `terms`, the names of its losses; `features(c)`, how many channels it takes from the
-encoder to make c latent channels; `size(c)`, how many codes there are (0: not discrete); and a call h, key ->
-`Bottled`. Without a key nothing is drawn, as in encoding for the denoiser.
+encoder to make c latent channels; `size(c)`, how many codes there are (0: not discrete); and a call h, key_B ->
+`Bottled`, with a key for every clip. Without keys nothing is drawn, as in encoding for the denoiser.
 """
 
 import math
@@ -52,7 +52,7 @@ class Continuous(nn.Module):
     def size(self, latent_channels: int) -> int:
         return 0
 
-    def __call__(self, h_BTHWC, key=None) -> Bottled:
+    def __call__(self, h_BTHWC, key_B=None) -> Bottled:
         return Bottled(h_BTHWC, {})
 
 
@@ -70,12 +70,14 @@ class Kl(nn.Module):
     def size(self, latent_channels: int) -> int:
         return 0
 
-    def __call__(self, h_BTHWC, key=None) -> Bottled:
+    def __call__(self, h_BTHWC, key_B=None) -> Bottled:
         mean, log_variance = jnp.split(h_BTHWC, 2, axis=-1)
         log_variance = jnp.clip(log_variance, -30, 20)
         kl = (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance).mean() / 2
-        noise = 0.0 if key is None else jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape)
-        return Bottled(mean + noise, {'kl': kl})
+        if key_B is None:
+            return Bottled(mean, {'kl': kl})
+        eps = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(key_B)
+        return Bottled(mean + jnp.exp(log_variance / 2) * eps, {'kl': kl})
 
 
 # Of new codes before they are put on the sphere.
@@ -105,7 +107,7 @@ class Vq(nn.Module):
         return self.codes
 
     @nn.compact
-    def __call__(self, h_BTHWC, key=None) -> Bottled:
+    def __call__(self, h_BTHWC, key_B=None) -> Bottled:
         width = h_BTHWC.shape[-1]
         init = nn.with_logical_partitioning(initializers.normal(_CODE_STD), ('codes', 'latent'))
         codebook_KC = self.param('codebook', init, (self.codes, width), PARAM_DTYPE)
@@ -148,7 +150,7 @@ class Lfq(nn.Module):
     def size(self, latent_channels: int) -> int:
         return 2**latent_channels
 
-    def __call__(self, h_BTHWC, key=None) -> Bottled:
+    def __call__(self, h_BTHWC, key_B=None) -> Bottled:
         bits_BTHWC = h_BTHWC > 0
         z_BTHWC = jnp.where(bits_BTHWC, 1.0, -1.0)
         codes_BTHW = (bits_BTHWC * 2 ** jnp.arange(h_BTHWC.shape[-1])).sum(-1)
@@ -184,7 +186,7 @@ class Fsq(nn.Module):
     def size(self, latent_channels: int) -> int:
         return math.prod(self.levels)
 
-    def __call__(self, h_BTHWC, key=None) -> Bottled:
+    def __call__(self, h_BTHWC, key_B=None) -> Bottled:
         top_C = jnp.array(self.levels) - 1
         bounded = top_C * jax.nn.sigmoid(h_BTHWC)
         steps = jnp.round(bounded)

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from walt.nn.conv import CausalConv3d, Triple
 from walt.nn.norm import AdaptiveGroupNorm, FrameGroupNorm
+from walt.nn.remat import rematerialised
 from walt.tokenizer.blocks import ResBlock, Upsample
 
 
@@ -24,20 +25,22 @@ class Decoder(nn.Module):
     pixel_channels: int
     kernel: Triple
     groups: int
+    remat: str = 'none'
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, z_BTHWC):
+        res_block = rematerialised(ResBlock, self.remat)
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         stem = dict(dtype=self.dtype, axes=('latent', 'out_channels'), name='stem')
         x = CausalConv3d(widths[-1], self.kernel, **stem)(z_BTHWC)
         for block in range(self.middle_blocks):
-            x = ResBlock(widths[-1], self.groups, self.kernel, self.dtype, name=f'middle_block{block}')(x)
+            x = res_block(widths[-1], self.groups, self.kernel, self.dtype, name=f'middle_block{block}')(x)
         for level in reversed(range(len(widths))):
             finer = tuple(reversed(self.strides[level:]))  # the up-samplings that lie behind
             x = AdaptiveGroupNorm(finer, self.groups, self.dtype, name=f'level{level}_adaptive')(x, z_BTHWC)
             for block in range(self.blocks[level]):
-                x = ResBlock(widths[level], self.groups, self.kernel, self.dtype, name=f'level{level}_block{block}')(x)
+                x = res_block(widths[level], self.groups, self.kernel, self.dtype, name=f'level{level}_block{block}')(x)
             if level > 0:
                 x = Upsample(self.strides[level - 1], self.kernel, self.dtype, name=f'level{level}_up')(x)
         x = nn.swish(FrameGroupNorm(self.groups, dtype=self.dtype, name='head_norm')(x))

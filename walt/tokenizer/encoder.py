@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from walt.nn.conv import CausalConv3d, Triple
 from walt.nn.norm import FrameGroupNorm
+from walt.nn.remat import rematerialised
 from walt.tokenizer.blocks import Downsample, ResBlock
 
 
@@ -27,20 +28,22 @@ class Encoder(nn.Module):
     kernel: Triple
     down_kernel: Triple
     groups: int
+    remat: str = 'none'
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, video_BTHWC):
+        res_block = rematerialised(ResBlock, self.remat)
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         stem = dict(use_bias=False, dtype=self.dtype, axes=('pixel', 'out_channels'), name='stem')
         x = CausalConv3d(widths[0], self.kernel, **stem)(video_BTHWC)
         for level, width in enumerate(widths):
             for block in range(self.blocks[level]):
-                x = ResBlock(width, self.groups, self.kernel, self.dtype, name=f'level{level}_block{block}')(x)
+                x = res_block(width, self.groups, self.kernel, self.dtype, name=f'level{level}_block{block}')(x)
             if level < len(self.strides):
                 x = Downsample(self.strides[level], self.down_kernel, self.dtype, name=f'level{level}_down')(x)
         for block in range(self.middle_blocks):
-            x = ResBlock(widths[-1], self.groups, self.kernel, self.dtype, name=f'middle_block{block}')(x)
+            x = res_block(widths[-1], self.groups, self.kernel, self.dtype, name=f'middle_block{block}')(x)
         x = nn.swish(FrameGroupNorm(self.groups, dtype=self.dtype, name='head_norm')(x))
         head = CausalConv3d(self.features, (1, 1, 1), dtype=self.dtype, axes=('in_channels', 'latent'), name='head')
         return head(x).astype(jnp.float32)

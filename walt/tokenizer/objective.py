@@ -83,7 +83,7 @@ class Objective:
         averages: Logits | None,
         perceptual: Callable | None,
         video_BTHWC,
-        key,
+        key_B,
         step,
     ) -> tuple[Losses, dict[str, jax.Array]]:
         """(losses of both sides, every term and other metrics before weighing).
@@ -93,13 +93,13 @@ class Objective:
             averages: of the logits so far.
             perceptual: frames, frames -> distance of each pair.
             video_BTHWC: float32 in [0, 1].
-            key: for what the bottleneck draws.
+            key_B: a key a clip for what the bottleneck draws.
             step: updates so far.
         """
         if self.freeze_encoder:
             params = {part: tree if part == 'decoder' else jax.lax.stop_gradient(tree) for part, tree in params.items()}
         variables = {'params': params}
-        reconstruction_BTHWC, bottled = self.tokenizer.apply(variables, video_BTHWC, key)
+        reconstruction_BTHWC, bottled = self.tokenizer.apply(variables, video_BTHWC, key_B)
         terms = {'reconstruction': losses.reconstruction(reconstruction_BTHWC, video_BTHWC), **bottled.terms}
         if self.perceptual:
             real, fake = (x.reshape(-1, *x.shape[2:]) for x in (video_BTHWC, reconstruction_BTHWC))

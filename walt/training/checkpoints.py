@@ -147,7 +147,8 @@ def latest_step(workdir: str | Path) -> int | None:
 
 
 # What may change between the start of a run and its continuation.
-FREE_KEYS = ('steps', 'log_every', 'checkpoint_every', 'validate_every', 'mesh', 'tokenizer_dir')
+FREE_KEYS = ('steps', 'log_every', 'checkpoint_every', 'validate_every', 'mesh', 'accumulation', 'tokenizer_dir')
+FREE_KEYS += ('denoiser.remat', 'tokenizer.remat')
 
 
 def claim_workdir(workdir: str | Path, config: Mapping[str, Any]) -> None:

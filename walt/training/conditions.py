@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from walt.denoiser.conditions import NullText, given_frames, without
 from walt.denoiser.walt import Walt
 from walt.diffusion.schedules import Schedule, corrupt
-from walt.randomness import stream
+from walt.randomness import bernoulli, normal, stream, uniform
 from walt.tokenizer.frozen import FrozenTokenizer
 from walt.tokenizer.pixels import shrink
 
@@ -59,6 +59,12 @@ def latent_rows(frozen: FrozenTokenizer, batch, denoiser: Walt) -> Rows:
     there = dict(batch) | to_latents(frozen, batch, denoiser)
     rows = {name: there[name] for name in _of_clips(denoiser)}
     return _with_images(rows, {name: there[f'images_{name}'] for name in rows}) if denoiser.images else rows
+
+
+def keys_of_rows(key_B: jax.Array, rows: int) -> jax.Array:
+    """The key of every row, (R,), in the order of `latent_rows`: those of the clips, then of the stacks with them."""
+    stacks = jnp.arange(rows // len(key_B) - 1)
+    return jnp.concatenate([key_B, stream(key_B[:, None], 'stack', stacks).reshape(-1)])
 
 
 def _of_clips(denoiser: Walt) -> list[str]:
@@ -115,37 +121,37 @@ class Conditioning:
         if not self.given_frames or min(self.given_frames) < 1:
             raise ValueError(f'given_frames are numbers of 1 or more, not {self.given_frames}')
 
-    def __call__(self, denoiser: Walt, rows: Rows, null_text: NullText | None, key: jax.Array) -> Rows:
+    def __call__(self, denoiser: Walt, rows: Rows, null_text: NullText | None, key_R: jax.Array) -> Rows:
         """
         Args:
             rows: of `latent_rows`.
             null_text: of a denoiser with text; None will do where nothing is dropped.
-            key: of this step.
+            key_R: of every row, which draws all that is drawn for it.
         """
         z, cond = rows['z'], {name: rows[name] for name in denoiser.conditions if name in rows}
         if denoiser.frame_prediction:
-            cond |= self._given(z, rows.get('image'), stream(key, 'given'))
+            cond |= self._given(z, rows.get('image'), stream(key_R, 'given'))
         if denoiser.upsample > 1:
-            low_t = self.low_noise * jax.random.uniform(stream(key, 'low_time'), z.shape[:1])
-            cond |= {'low': noisy(self.schedule, rows['low'], low_t, stream(key, 'low_noise')), 'low_t': low_t}
+            low_t = self.low_noise * uniform(stream(key_R, 'low_time'))
+            cond |= {'low': noisy(self.schedule, rows['low'], low_t, stream(key_R, 'low_noise')), 'low_t': low_t}
         if not self.dropout:
             return cond
-        dropped_B = jax.random.bernoulli(stream(key, 'dropout'), self.dropout, z.shape[:1])
-        return without(cond, ('label', 'text'), classes=denoiser.classes, null_text=null_text, rows_B=dropped_B)
+        dropped_R = bernoulli(stream(key_R, 'dropout'), self.dropout)
+        return without(cond, ('label', 'text'), classes=denoiser.classes, null_text=null_text, rows_B=dropped_R)
 
-    def _given(self, z, image_B, key):
+    def _given(self, z, image_R, key_R):
         """`frames` and `frames_mask`. Pictures of a stack are not given: one says nothing of another."""
-        rows = z.shape[:1]
-        counts_B = jax.random.choice(stream(key, 'count'), jnp.array(self.given_frames), rows)
-        shown_B = jax.random.bernoulli(stream(key, 'shown'), self.given_probability, rows)
-        if image_B is not None:
-            shown_B &= ~image_B
-        given_BT = jnp.arange(z.shape[1]) < jnp.where(shown_B, counts_B, 0)[:, None]
-        t_B = self.given_noise * jax.random.uniform(stream(key, 'time'), rows)
-        alpha_B, _ = self.schedule.alpha_sigma(t_B)
-        return given_frames(noisy(self.schedule, z, t_B, stream(key, 'noise')), given_BT, alpha_B)
+        choices = jnp.array(self.given_frames)
+        counts_R = jax.vmap(lambda key: jax.random.choice(key, choices))(stream(key_R, 'count'))
+        shown_R = bernoulli(stream(key_R, 'shown'), self.given_probability)
+        if image_R is not None:
+            shown_R &= ~image_R
+        given_RT = jnp.arange(z.shape[1]) < jnp.where(shown_R, counts_R, 0)[:, None]
+        t_R = self.given_noise * uniform(stream(key_R, 'time'))
+        alpha_R, _ = self.schedule.alpha_sigma(t_R)
+        return given_frames(noisy(self.schedule, z, t_R, stream(key_R, 'noise')), given_RT, alpha_R)
 
 
-def noisy(schedule: Schedule, z, t_B, key):
+def noisy(schedule: Schedule, z, t_B, key_B):
     """Latents with the noise of time `t_B`."""
-    return corrupt(z, jax.random.normal(key, z.shape), *schedule.alpha_sigma(t_B))
+    return corrupt(z, normal(key_B, z.shape[1:]), *schedule.alpha_sigma(t_B))

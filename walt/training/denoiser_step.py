@@ -8,9 +8,10 @@ import optax
 
 from walt.denoiser.walt import Walt
 from walt.diffusion.loss import DenoisingLoss
-from walt.randomness import stream
+from walt.randomness import row_keys, stream
 from walt.tokenizer.frozen import FrozenTokenizer
-from walt.training.conditions import Conditioning, latent_rows
+from walt.training.accumulation import mean_over_parts, rows_of
+from walt.training.conditions import Conditioning, keys_of_rows, latent_rows
 from walt.training.state import State
 
 
@@ -20,25 +21,36 @@ def make_denoiser_step(
     optimizer: optax.GradientTransformation,
     ema_decay: float | Sequence[float],
     conditioning: Conditioning,
+    accumulation: int = 1,
 ):
-    """Returns step(state, frozen, batch, key) -> (state, metrics); the tokenizer `frozen` has no gradient."""
+    """Returns step(state, frozen, batch, key) -> (state, metrics); the tokenizer `frozen` has no gradient.
+
+    `accumulation` is the number of micro-batches that a step takes its gradient from.
+    """
 
     def step(state: State, frozen: FrozenTokenizer, batch, key):
-        rows = latent_rows(frozen, batch, denoiser)
-        cond = conditioning(denoiser, rows, state.measured, stream(key, 'conditioning'))
+        def gradients_and_metrics(micro_batch):
+            batch, key_B = micro_batch
+            rows = latent_rows(frozen, batch, denoiser)
+            key_R = keys_of_rows(key_B, len(rows['z']))
+            cond = conditioning(denoiser, rows, state.measured, stream(key_R, 'conditioning'))
 
-        def mean_loss(params):
-            def denoise(z, t_B, cond):
-                return denoiser.apply({'params': params}, z, t_B, cond)
+            def mean_loss(params):
+                def denoise(z, t_R, cond):
+                    return denoiser.apply({'params': params}, z, t_R, cond)
 
-            loss_B, _ = loss(denoise, rows['z'], cond, key)
-            return loss_B.mean(), loss_B
+                loss_R, _ = loss(denoise, rows['z'], cond, key_R)
+                metrics = {'loss': loss_R.mean()}
+                if 'image' in rows:
+                    image_R = rows['image']
+                    metrics |= {'loss_images': loss_R.mean(where=image_R), 'loss_clips': loss_R.mean(where=~image_R)}
+                return metrics['loss'], metrics
 
-        (value, loss_B), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-        metrics = {'loss': value, 'gradient_norm': optax.global_norm(gradients)}
-        if 'image' in rows:
-            image_B = rows['image']
-            metrics |= {'loss_images': loss_B.mean(where=image_B), 'loss_clips': loss_B.mean(where=~image_B)}
+            return jax.grad(mean_loss, has_aux=True)(state.params)
+
+        micro_batches = batch, row_keys(key, rows_of(batch))
+        gradients, metrics = mean_over_parts(gradients_and_metrics, micro_batches, accumulation)
+        metrics['gradient_norm'] = optax.global_norm(gradients)
         return state.apply(gradients, optimizer, ema_decay), metrics
 
     return step
@@ -53,8 +65,9 @@ def make_validation_loss(denoiser: Walt, loss: DenoisingLoss, conditioning: Cond
             return denoiser.apply({'params': params}, z, t_B, cond)
 
         rows = latent_rows(frozen, batch, denoiser)
-        cond = conditioning(denoiser, rows, None, stream(key, 'conditioning'))
-        loss_B, _ = loss(denoise, rows['z'], cond, key)
-        return loss_B.mean()
+        key_R = keys_of_rows(row_keys(key, rows_of(batch)), len(rows['z']))
+        cond = conditioning(denoiser, rows, None, stream(key_R, 'conditioning'))
+        loss_R, _ = loss(denoise, rows['z'], cond, key_R)
+        return loss_R.mean()
 
     return validation_loss
