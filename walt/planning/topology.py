@@ -49,7 +49,7 @@ class Topology:
         os.environ |= {
             # Or libtpu asks the network what machine this is, and complains that it is none.
             'TPU_SKIP_MDS_QUERY': '1',
-            'TPU_ACCELERATOR_TYPE': self.text,
+            'TPU_ACCELERATOR_TYPE': 'v6e-4',
             'TPU_WORKER_HOSTNAMES': 'localhost',
             # No device is taken, so there is none to guard from a second process.
             'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
