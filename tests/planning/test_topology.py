@@ -78,8 +78,9 @@ def test_without_libtpu_the_error_says_what_to_install(monkeypatch):
 @needs_libtpu
 def test_a_slice_has_a_device_for_every_chip_and_a_mesh_of_all_of_them():
     pod = topology('v5p:2x2x2')
-    mesh = make_mesh(data=2, fsdp=4, devices=pod.devices())
-    assert set(mesh.devices.flat) == set(pod.devices()) and mesh.shape['fsdp'] == 4
+    devices = pod.devices()
+    mesh = make_mesh(data=2, fsdp=4, devices=devices)
+    assert set(mesh.devices.flat) == set(devices) and mesh.shape['fsdp'] == 4
     assert pod.bandwidth(mesh, range(8)) == 3 * pod.chip.link_bandwidth
 
 

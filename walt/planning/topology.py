@@ -47,7 +47,7 @@ class Topology:
         if importlib.util.find_spec('libtpu') is None:
             raise ModuleNotFoundError(f"compiling for {self.text} needs libtpu: pip install -e '.[tpu]'")
         os.environ |= {
-            # Or libtpu asks the network what machine this is, and complains that it is none.
+            # Or libtpu asks the network what machine this is, and complains that it is none; any of its names will do.
             'TPU_SKIP_MDS_QUERY': '1',
             'TPU_ACCELERATOR_TYPE': 'v6e-4',
             'TPU_WORKER_HOSTNAMES': 'localhost',
