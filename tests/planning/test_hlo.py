@@ -15,8 +15,11 @@ NESTED = """HloModule nested, is_scheduled=true
 %inner_body (t.0: (s32[], f32[4])) -> (s32[], f32[4]) {
   %t.0 = (s32[]{:T(128)}, f32[4]{0}) parameter(0)
   %g.0 = f32[4]{0} get-tuple-element(%t.0), index=1
+  %i.0 = s32[]{:T(128)} get-tuple-element(%t.0), index=0
+  %step = s32[]{:T(128)} constant(1)
+  %next = s32[]{:T(128)} add(%i.0, %step)
   %inner = f32[4]{0} fusion(%g.0), kind=kLoop, calls=%fused, metadata={op_name="a, b=c{" id=1}
-  ROOT %r.0 = (s32[], f32[4]) tuple(%g.0, %inner)
+  ROOT %r.0 = (s32[], f32[4]) tuple(%next, %inner)
 }
 
 %inner_condition (t.1: (s32[], f32[4])) -> pred[] {
@@ -83,9 +86,18 @@ def test_loops_multiply_how_often_their_bodies_run():
     assert 'neg.0' not in times  # the fusion runs, not what is in it
 
 
+def test_a_counter_that_grows_by_two_halves_the_turns():
+    text = NESTED.replace('BACKEND', KNOWN).replace('%step = s32[]{:T(128)} constant(1)', '%step = s32[] constant(2)')
+    times = {instruction.name: count for instruction, count, _ in parse(text).executed()}
+    assert times['inner'] == 5 * 2  # 0 and 2 are below 3
+
+
 def test_a_loop_of_unknown_length_is_refused_by_name():
     with pytest.raises(ValueError, match=r'loop while.1 does not say how often'):
         list(parse(NESTED.replace('BACKEND', 'metadata={}')).executed())
+    odd = NESTED.replace('BACKEND', KNOWN).replace('add(%i.0, %step)', 'multiply(%i.0, %step)')
+    with pytest.raises(ValueError, match=r'loop while\.0 does not say how its counter grows'):
+        list(parse(odd).executed())
     with pytest.raises(ValueError, match='no ENTRY'):
         parse('HloModule empty')
 

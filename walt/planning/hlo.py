@@ -116,19 +116,28 @@ class Module:
         known = re.search(r'known_trip_count["\\]*:?=?\{["\\]*n["\\]*:["\\]*(\d+)', loop.attributes)
         if known:
             return int(known[1])
-        condition = loop.attribute('condition').lstrip('%')
-        bounds = {bound for name in (condition, *self._fused(condition)) for bound in self._bounds(name)}
-        if len(bounds) != 1:
-            raise ValueError(f'the loop {loop.name} does not say how often it runs: bounds {sorted(bounds)}')
-        return bounds.pop()
+        condition, body = (self.computations[loop.attribute(name).lstrip('%')] for name in ('condition', 'body'))
+        compared, made = _root(condition), _root(body)
+        bounds, counters = [], []
+        for name in compared.operands:
+            operand = condition[name]
+            if operand.opcode == 'constant':
+                bounds.append(int(operand.literal))
+            elif operand.opcode == 'get-tuple-element':
+                counters.append(int(operand.attribute('index')))
+        if (compared.opcode, compared.attribute('direction'), len(bounds), len(counters)) != ('compare', 'LT', 1, 1):
+            raise ValueError(f'the loop {loop.name} does not say how often it runs: {compared}')
+        # The counter starts at 0; where the compiler has unrolled the loop it grows by more than one.
+        grown = body[made.operands[counters[0]]]
+        steps = [body[name].literal for name in grown.operands if body[name].opcode == 'constant']
+        if grown.opcode != 'add' or len(steps) != 1:
+            raise ValueError(f'the loop {loop.name} does not say how its counter grows: {grown}')
+        return -(-bounds[0] // int(steps[0]))
 
-    def _fused(self, computation: str) -> list[str]:
-        return [name for instruction in self.computations[computation].values() for name in instruction.called]
 
-    def _bounds(self, computation: str) -> set[int]:
-        """Integers that a loop's counter may be compared with: the scalar constants of its condition."""
-        instructions = self.computations[computation].values()
-        return {int(i.literal) for i in instructions if i.opcode == 'constant' and re.fullmatch(r'\d+', i.literal)}
+def _root(computation: dict[str, Instruction]) -> Instruction:
+    (root,) = (instruction for instruction in computation.values() if instruction.root)
+    return root
 
 
 def parse(text: str) -> Module:
