@@ -91,6 +91,7 @@ def test_what_a_step_is_spent_on_sums_to_all_of_it():
 
 
 @needs_libtpu
+@pytest.mark.slow
 @pytest.mark.parametrize('config', [denoiser_config(), tokenizer_config()], ids=['denoiser', 'tokenizer'])
 def test_training_and_all_else_compile_for_a_tpu_slice(config):
     config['mesh'] = {'data': 2, 'fsdp': 2, 'tensor': 1}

@@ -46,6 +46,8 @@ class Topology:
         """
         if importlib.util.find_spec('libtpu') is None:
             raise ModuleNotFoundError(f"compiling for {self.text} needs libtpu: pip install -e '.[tpu]'")
+        # Flags of this machine's own backends: libtpu ends the process at one that it does not know.
+        os.environ.pop('XLA_FLAGS', None)
         os.environ |= {
             # Or libtpu asks the network what machine this is, and complains that it is none; any of its names will do.
             'TPU_SKIP_MDS_QUERY': '1',
