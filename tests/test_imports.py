@@ -28,6 +28,10 @@ ALLOWED = {
     'training': {'data', 'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness'},
 }
 BUILD = {'build': set(ALLOWED) - {''}, 'restore': set(ALLOWED) - {''} | {'build'}}
+# A plan, part upon part: what a configuration runs, what that costs by its shapes, and compiled for other machines.
+BUILD['tasks'] = {'build', 'denoiser', 'generation', 'parallel', 'tokenizer', 'training'}
+BUILD['costs'] = {'parallel', 'planning', 'tasks'}
+BUILD['pods'] = {'build', 'costs', 'parallel', 'planning', 'tasks'}
 # Programs may import everything, `build` and `restore` among it; but no other program.
 PROGRAM = set(ALLOWED) - {''} | set(BUILD)
 

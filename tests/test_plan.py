@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import pytest
 from tiny import binary, conditioned_config, denoiser_config, finer_config, tokenizer_config
 
-from walt import build
+from walt import build, costs, tasks
 from walt.denoiser.conditions import abstract
 from walt.denoiser.walt import Walt
 from walt.diffusion.schedules import DiscreteLinear
-from walt.parallel.mesh import make_mesh
+from walt.parallel.mesh import abstract_mesh, make_mesh
 from walt.planning.memory import tree_bytes
+from walt.planning.report import as_table
 from walt.training.conditions import Conditioning, latent_rows
 
 ROOT = Path(__file__).parents[1]
@@ -37,14 +38,14 @@ def program():
 
 
 @pytest.fixture(scope='module')
-def plan(program):
-    """program.plan, which makes the same plan once."""
+def plan():
+    """`costs.costs`, which makes the same plan once."""
     made = {}
 
     def plan(config: dict, devices: int | None = None) -> dict:
         key = repr((config, devices))
         if key not in made:
-            made[key] = program.plan(config, devices)
+            made[key] = costs.costs(config, devices)
         return made[key]
 
     return plan
@@ -55,12 +56,12 @@ def full_size(name: str) -> dict:
 
 
 @pytest.mark.parametrize('name', [pytest.param(c, marks=[pytest.mark.slow] if c in DEEP else []) for c in CONFIGS])
-def test_every_config_at_full_size_has_a_plan_within_a_minute_without_its_data(name, program):
+def test_every_config_at_full_size_has_a_plan_within_a_minute_without_its_data(name):
     config = full_size(name)
     if 'root' in config['data']:
         config['data']['root'] = '/nowhere'
     start = time.perf_counter()
-    result = program.plan(config)
+    result = costs.costs(config)
     assert time.perf_counter() - start < 60
     assert json.loads(json.dumps(result)) == result
 
@@ -87,7 +88,7 @@ def test_every_config_at_full_size_has_a_plan_within_a_minute_without_its_data(n
     assert 4 * total / result['devices'] <= training['parameters'] == training['average'] <= 4 * total
     assert result['devices'] > 1 or training['parameters'] == 4 * total
     assert training['working'] > 4 * total  # the gradients are among it
-    assert program.as_table(result)
+    assert as_table(result)
 
 
 def with_(config: dict, **sections) -> dict:
@@ -102,6 +103,8 @@ ADVERSARIAL = dict(
     discriminator={'name': 'residual_3d', 'channels': 8, 'multipliers': (2, 4)},
     losses={'reconstruction': 5.0, 'adversarial': 0.1, 'r1': 1.0, 'lecam': 0.001},
 )
+# Policies that keep all and that recompute blocks.
+REMAT = ('none', 'blocks')
 UNGUIDED = dict(sampler={'guidance': 1.0}, denoiser={'patch': 2, 'spatiotemporal_window': (1, 2)})
 
 
@@ -138,6 +141,58 @@ def test_training_a_denoiser_costs_three_passes_and_one_more_for_each_of_estimat
     config = with_(denoiser_config(), loss={'self_conditioning': self_conditioning}, denoiser={'remat': remat})
     flops = plan(config)['flops']
     assert flops['training'] == pytest.approx(passes * flops['forward'], rel=0.05)
+
+
+def test_the_models_flops_count_no_pass_that_saves_memory(plan):
+    config = with_(denoiser_config(), loss={'self_conditioning': 0.9})
+    kept, recomputed = (plan(with_(config, denoiser={'remat': remat}))['flops'] for remat in REMAT)
+    assert kept['model'] == kept['training'] == recomputed['model'] < recomputed['training']
+
+
+def test_while_a_checkpoint_is_read_the_state_is_held_twice(plan):
+    memory = plan(denoiser_config())['memory']
+    state = sum(memory['training'][name] for name in ('parameters', 'average', 'optimizer', 'adversary', 'measured'))
+    assert memory['restore']['total'] == pytest.approx(2 * state, abs=100)  # steps and counts
+
+
+def test_with_its_tokenizer_a_denoiser_encodes_in_its_step_and_has_a_decoder(plan):
+    config, tokenizer = denoiser_config() | {'cache_latents': False}, tokenizer_config()
+    without, with_it = plan(config), costs.costs(config, tokenizer_config=tokenizer)
+    of_tokenizer = plan(tokenizer)
+    more = with_it['flops']['training'] - without['flops']['training']
+    assert more == pytest.approx(of_tokenizer['flops']['encode'])
+    assert with_it['flops']['decode'] == of_tokenizer['flops']['decode']
+    frozen = with_it['memory']['training']['frozen']
+    assert frozen == pytest.approx(4 * of_tokenizer['parameters']['total'], abs=100)
+    kept = costs.costs(config | {'cache_latents': True}, tokenizer_config=tokenizer)
+    assert kept['flops']['training'] == without['flops']['training'] and 'decode' in kept['flops']
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused_with_both_shapes():
+    tokenizer = with_(tokenizer_config(), tokenizer={'latent_channels': 4})
+    with pytest.raises(ValueError, match=r'latents of \(2, 4, 4, 4\) .*latent_shape is \(2, 4, 4, 3\)'):
+        costs.costs(denoiser_config(), tokenizer_config=tokenizer)
+    with pytest.raises(ValueError, match='this one is of a tokenizer'):
+        costs.costs(tokenizer_config(), tokenizer_config=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ('axes', 'mesh'),
+    [
+        ([], {'data': 7, 'fsdp': 1, 'tensor': 1}),
+        (['fsdp:64'], {'data': -1, 'fsdp': 64}),
+        (['fsdp:-1', 'tensor:2'], {'data': 1, 'fsdp': -1, 'tensor': 2}),
+    ],
+)
+def test_the_flag_mesh_takes_the_place_of_the_configurations(axes, mesh, program):
+    config = {'mesh': {'data': 7, 'fsdp': 1, 'tensor': 1}, 'steps': 3}
+    assert program.with_mesh(config, axes) == {'mesh': mesh, 'steps': 3}
+
+
+@pytest.mark.parametrize('axes', [['model:2'], ['fsdp'], ['fsdp:two']])
+def test_an_axis_that_is_none_is_refused(axes, program):
+    with pytest.raises(ValueError, match=rf"\['{axes[0].partition(':')[0]}'\] are no axis:size"):
+        program.with_mesh({'mesh': {}}, axes)
 
 
 def test_sampling_costs_a_pass_a_step_and_twice_that_with_guidance(plan):
@@ -190,11 +245,11 @@ def test_a_denoiser_of_every_condition_has_a_plan_of_its_own_parameters(config, 
 
 
 @pytest.mark.parametrize('fields', KINDS.values(), ids=KINDS)
-def test_the_planned_batch_is_what_training_takes_and_no_more(fields, program):
+def test_the_planned_batch_is_what_training_takes_and_no_more(fields):
     """Every entry of it is used, and with it the denoiser has all its conditions."""
     size = dict(latent_shape=(2, 4, 4, 3), width=8, depth=2, heads=2, spatiotemporal_window=(2, 2))
     denoiser = Walt(**size | fields)
-    batch = program.latent_batch(denoiser, rows=4, stacks=3)
+    batch = tasks.latent_batch(denoiser, rows=4, stacks=3)
     rows = jax.eval_shape(lambda batch: latent_rows(None, batch, denoiser), batch)
     count = 4 * (1 + 3) if denoiser.images else 4
     assert {len(leaf.shape) and leaf.shape[0] for leaf in rows.values()} == {count}
@@ -213,11 +268,11 @@ def test_the_planned_batch_is_what_training_takes_and_no_more(fields, program):
             )
 
 
-def test_texts_low_resolution_and_pictures_are_in_the_bytes_of_a_batch(program):
+def test_texts_low_resolution_and_pictures_are_in_the_bytes_of_a_batch():
     size = dict(latent_shape=(2, 4, 4, 3), width=8, depth=2, heads=2, spatiotemporal_window=(2, 2))
 
     def of(**fields) -> int:
-        return tree_bytes(program.latent_batch(Walt(**size | fields), rows=5, stacks=2))
+        return tree_bytes(tasks.latent_batch(Walt(**size | fields), rows=5, stacks=2))
 
     z, text = 4 * 2 * 4 * 4 * 3, 4 * 3 * 4 + 3
     assert of() == of(**FRAMES) == 5 * z
@@ -226,7 +281,7 @@ def test_texts_low_resolution_and_pictures_are_in_the_bytes_of_a_batch(program):
     assert of(upsample=2) == 5 * (z + z // 4)
     # Two stacks of two pictures with a text each.
     assert of(**IMAGES, **TEXT) == 5 * (z + text + 2 * (z + 2 * text))
-    assert program.latent_batch(Walt(**size | IMAGES | {'classes': 10}), 5, 2)['images_label'].dtype == jnp.int32
+    assert tasks.latent_batch(Walt(**size | IMAGES | {'classes': 10}), 5, 2)['images_label'].dtype == jnp.int32
 
 
 def test_figures_of_a_clip_do_not_depend_on_the_batch_and_memory_grows_with_it(plan):
@@ -250,18 +305,18 @@ def test_a_mesh_divides_rows_and_split_parameters(plan):
     assert whole['flops'] == split['flops'] and whole['parameters'] == split['parameters']
 
 
-def test_a_mesh_without_devices_is_laid_out_as_one_with_them(program):
-    here, abstract = make_mesh(), program.abstract_mesh(jax.device_count())
+def test_a_mesh_without_devices_is_laid_out_as_one_with_them():
+    here, abstract = make_mesh(), abstract_mesh(jax.device_count())
     assert (abstract.shape, abstract.axis_types) == (here.shape, here.axis_types)
-    assert program.abstract_mesh(8, fsdp=2, tensor=2).shape == {'data': 2, 'fsdp': 2, 'context': 1, 'tensor': 2}
-    assert program.abstract_mesh(fsdp=4, tensor=2).shape == {'data': 1, 'fsdp': 4, 'tensor': 2}
+    assert abstract_mesh(8, fsdp=2, tensor=2).shape == {'data': 2, 'fsdp': 2, 'context': 1, 'tensor': 2}
+    assert abstract_mesh(fsdp=4, tensor=2).shape == {'data': 1, 'fsdp': 4, 'context': 1, 'tensor': 2}
 
 
-def test_what_does_not_fit_a_mesh_is_refused_with_both_values(program):
+def test_what_does_not_fit_a_mesh_is_refused_with_both_values():
     with pytest.raises(ValueError, match=r"'fsdp': 3.* do not multiply to the 8 devices"):
-        program.abstract_mesh(8, fsdp=3)
+        abstract_mesh(8, fsdp=3)
     with pytest.raises(ValueError, match='batch_size 4 is not divisible by the 3 devices'):
-        program.plan(tokenizer_config(), devices=3)
+        costs.costs(tokenizer_config(), devices=3)
 
 
 @pytest.mark.parametrize(
@@ -272,20 +327,20 @@ def test_what_does_not_fit_a_mesh_is_refused_with_both_values(program):
         ({'name': 'image_folder', 'root': '/nowhere', 'size': 128}, (1, 128, 128, 3)),
     ],
 )
-def test_a_clips_shape_comes_from_its_section_and_the_sources_defaults(section, shape, program):
-    assert program.clip_shape(section) == shape
+def test_a_clips_shape_comes_from_its_section_and_the_sources_defaults(section, shape):
+    assert tasks.clip_shape(section) == shape
 
 
-def test_a_section_that_does_not_tell_the_shape_is_refused(program, monkeypatch):
+def test_a_section_that_does_not_tell_the_shape_is_refused(monkeypatch):
     for section, shown in [({'name': 'digits'}, "'digits'"), ({'size': 32}, 'None')]:
         with pytest.raises(ValueError, match=f"unknown data {shown}; choices: .*'moving_digits'"):
-            program.clip_shape(section)
+            tasks.clip_shape(section)
     monkeypatch.setitem(build.SOURCES, 'odd', lambda split, size, seed=0: None)
     with pytest.raises(ValueError, match=r"'odd' needs \['frames', 'size'\], it has \['name', 'seed'\]"):
-        program.clip_shape({'name': 'odd'})
+        tasks.clip_shape({'name': 'odd'})
 
 
-def test_a_feature_network_that_is_not_installed_is_left_out_with_a_note(program, plan, monkeypatch):
+def test_a_feature_network_that_is_not_installed_is_left_out_with_a_note(plan, monkeypatch):
     losses = {'reconstruction': 5.0, 'perceptual': 0.1}
     config = tokenizer_config() | {'perceptual': {'name': 'squeezenet'}, 'losses': losses}
 
@@ -293,14 +348,14 @@ def test_a_feature_network_that_is_not_installed_is_left_out_with_a_note(program
         raise FileNotFoundError('weights are in the package ndf')
 
     monkeypatch.setattr(build, 'perceptual', missing)
-    result = program.plan(config)
+    result = costs.costs(config)
     assert result['memory']['training']['frozen'] == 0
     assert result['notes'] == ['the perceptual network squeezenet is not counted: weights are in the package ndf']
-    assert result['notes'][0] in program.as_table(result)
+    assert result['notes'][0] in as_table(result)
     assert result['flops'] == plan(tokenizer_config())['flops']
 
 
-def test_the_program_takes_overrides_and_prints_one_json_object(program):
+def test_the_program_takes_overrides_and_prints_one_json_object():
     config = f'--config={ROOT}/configs/quickstart_denoiser.py:smoke'
     flags = [config, '--config.denoiser.width=64', '--config.denoiser.depth=2', '--devices=2', '--json']
     done = subprocess.run(
@@ -314,4 +369,4 @@ def test_the_program_takes_overrides_and_prints_one_json_object(program):
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)
     assert (result['rows'], result['devices'], result['tokens']) == (4, 2, 20)
-    assert program.as_table(result).startswith('denoiser\n')
+    assert as_table(result).startswith('denoiser\n')

@@ -40,7 +40,7 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else devices
     shape = _shape(len(devices), data=data, fsdp=fsdp, context=context, tensor=tensor)
-    slices = len({device.slice_index for device in devices}) if devices[0].platform == 'tpu' else 1
+    slices = len({getattr(device, 'slice_index', 0) for device in devices}) if devices[0].platform == 'tpu' else 1
     if slices == 1:
         return jax.make_mesh(shape, AXES, axis_types=_AXIS_TYPES, devices=devices)
     if shape[0] % slices:

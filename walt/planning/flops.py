@@ -46,7 +46,7 @@ def _convolution(operation: Operation) -> int:
     params, (lhs, kernel), (out,) = operation.params, operation.inputs, operation.outputs
     lhs_axes, kernel_axes, out_axes = params['dimension_numbers']  # batch, channels, space; output, input, space
     pairs = math.prod(
-        _pairs(lhs.shape[i], kernel.shape[k], out.shape[o], stride, before, lhs_dilation, kernel_dilation)
+        met(lhs.shape[i], kernel.shape[k], out.shape[o], stride, before, lhs_dilation, kernel_dilation)
         for i, k, o, stride, (before, _), lhs_dilation, kernel_dilation in zip(
             lhs_axes[2:],
             kernel_axes[2:],
@@ -62,7 +62,7 @@ def _convolution(operation: Operation) -> int:
     return 2 * batch * channels * kernel.shape[kernel_axes[1]] * pairs
 
 
-def _pairs(size: int, taps: int, out: int, stride: int, before: int, dilation: int, tap_dilation: int) -> int:
+def met(size: int, taps: int, out: int, stride: int, before: int, dilation: int, tap_dilation: int) -> int:
     """Pairs of an output position and a tap, along one axis, that meet one of `size` input positions."""
     place = stride * np.arange(out)[:, None] + tap_dilation * np.arange(taps) - before
     return int(((place >= 0) & (place <= (size - 1) * dilation) & (place % dilation == 0)).sum())

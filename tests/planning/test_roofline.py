@@ -1,0 +1,106 @@
+"""Roofline arithmetic on small programs, where every figure can be told by hand."""
+
+import pytest
+
+from walt.planning.chips import Chip
+from walt.planning.hlo import parse
+from walt.planning.roofline import roofline, work
+
+CHIP = Chip('round', 'tpu', peak_flops=1e6, hbm_bytes=1e9, hbm_bandwidth=1e3, link_bandwidth=1.0, clock=1e3)
+
+
+def module(entry: str, computations: str = ''):
+    return parse(f'HloModule m\n\n{computations}\nENTRY %main (x: f32[100]) -> f32[100] {{\n{entry}\n}}\n')
+
+
+def one(entry: str, computations: str = ''):
+    return next(w for w in work(module(entry, computations)) if w.name == 'r')
+
+
+MATRICES = """  %a = f32[10,20]{1,0} parameter(0)
+  %b = f32[20,30]{1,0} parameter(1)
+"""
+
+
+def test_a_product_takes_two_flops_a_multiplication_and_its_three_arrays():
+    dot = '  ROOT %r = f32[10,30]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}'
+    as_convolution = '  ROOT %r = f32[10,30]{1,0} convolution(%a, %b), dim_labels=bf_io->bf'
+    for text in (dot, as_convolution):
+        found = one(MATRICES + text)
+        assert found.flops == 2 * 10 * 20 * 30
+        assert found.bytes == 4 * (200 + 600 + 300)
+
+
+def test_taps_on_padding_are_no_flops():
+    text = """  %a = f32[1,5,2]{2,1,0} parameter(0)
+  %b = f32[3,2,4]{2,1,0} parameter(1)
+  ROOT %r = f32[1,5,4]{2,1,0} convolution(%a, %b), window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f"""
+    assert one(text).flops == 2 * (5 * 3 - 2) * 2 * 4
+
+
+def test_a_product_is_as_slow_as_its_cycles_arithmetic_or_memory():
+    product = MATRICES + '  ROOT %r = f32[10,30]{1,0} convolution(%a, %b), dim_labels=bf_io->bf, CYCLES'
+    seconds = one(product).seconds(CHIP)
+    assert seconds == pytest.approx(4.4)  # 4400 bytes
+    slow = one(product.replace('CYCLES', 'backend_config={"window_config":{"estimated_cycles":"9000"}}'))
+    assert (slow.seconds(CHIP), slow.seconds(CHIP, at_best=True)) == (pytest.approx(9.0), pytest.approx(4.4))
+
+
+def test_cycles_of_what_is_no_product_are_not_used():
+    text = """  %a = f32[100]{0} parameter(0)
+  ROOT %r = f32[100]{0} negate(%a), backend_config={"window_config":{"estimated_cycles":"9000"}}"""
+    assert one(text).seconds(CHIP) == pytest.approx(0.8)
+
+
+SLICED = """%f (p: f32[10,100], i: s32[]) -> f32[1,100] {
+  %p = f32[10,100]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %z = s32[] constant(0)
+  ROOT %s = f32[1,100]{1,0} dynamic-slice(%p, %i, %z), dynamic_slice_sizes={1,100}
+}
+"""
+UPDATED = """%f (p: f32[10,100], u: f32[1,100], i: s32[]) -> f32[10,100] {
+  %p = f32[10,100]{1,0} parameter(0)
+  %u = f32[1,100]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %z = s32[] constant(0)
+  ROOT %s = f32[10,100]{1,0} dynamic-update-slice(%p, %u, %i, %z)
+}
+"""
+
+
+def test_of_stacked_layers_only_the_slice_is_read_or_written():
+    read = """  %x = f32[10,100]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %r = f32[1,100]{1,0} fusion(%x, %i), kind=kLoop, calls=%f"""
+    assert one(read, SLICED).bytes == 400 + 4 + 400
+    written = """  %x = f32[10,100]{1,0} parameter(0)
+  %u = f32[1,100]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %r = f32[10,100]{1,0} fusion(%x, %u, %i), kind=kLoop, calls=%f"""
+    assert one(written, UPDATED).bytes == 400 + 400 + 4
+
+
+def test_what_lies_in_the_cores_own_memory_costs_no_bandwidth_but_its_copy_does():
+    text = """  %a = f32[100]{0} parameter(0)
+  %c = (f32[100]{0:S(1)}, f32[100]{0}, u32[]{:S(2)}) copy-start(%a)
+  %d = f32[100]{0:S(1)} copy-done(%c)
+  ROOT %r = f32[100]{0} negate(%d)"""
+    found = {w.name: w for w in work(module(text))}
+    assert set(found) == {'c', 'r'}
+    assert (found['r'].bytes, found['c'].bytes) == (400, 400)
+    assert found['c'].seconds(CHIP) == 0
+    # 800 bytes in all, though the one instruction that takes time moves half of them.
+    assert roofline(module(text), CHIP).seconds == pytest.approx(0.8)
+
+
+def test_collectives_that_nothing_waits_for_hide_behind_the_rest():
+    text = """  %a = f32[100]{0} parameter(0)
+  ROOT %r = f32[100]{0} negate(%a)"""
+    alone = roofline(module(text), CHIP)
+    assert (alone.seconds, alone.products, alone.exposed) == (pytest.approx(0.8), 0, 0)
+    assert roofline(module(text), CHIP, hidden=0.5).seconds == pytest.approx(0.8)
+    waited = roofline(module(text), CHIP, hidden=2.0)
+    assert waited.seconds == waited.at_best == pytest.approx(2.0)
+    both = roofline(module(text), CHIP, hidden=2.0, exposed=1.0)
+    assert (both.seconds, both.exposed) == (pytest.approx(3.0), pytest.approx(2.2))
