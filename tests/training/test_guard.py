@@ -1,0 +1,130 @@
+"""Numbers that are not finite: seen by one flag, named afterwards, and kept out of the state."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from walt.training.guard import counts, counts_unless, finite, first_bad, good, keep_finite
+from walt.training.state import State
+
+BAD = [float('nan'), float('inf'), -float('inf')]
+
+
+def tree(**leaves):
+    whole = {'step': np.int32(7), 'a': np.ones((3, 2), np.float32), 'key': jax.random.key(0)}
+    return whole | {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}
+
+
+@pytest.mark.parametrize('value', BAD)
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_one_bad_number_anywhere_lowers_the_flag(value, dtype):
+    whole = {'a': jnp.ones((3, 2), dtype), 'b': {'c': jnp.ones(4, dtype)}, 'step': jnp.int32(3)}
+    assert jax.jit(finite)(whole)
+    assert not jax.jit(finite)(whole | {'b': {'c': whole['b']['c'].at[2].set(value)}})
+
+
+def test_a_tree_without_floating_point_numbers_is_finite():
+    for empty in ({}, {'step': jnp.int32(3), 'key': jax.random.key(0)}):
+        assert jax.jit(finite)(empty)
+        assert first_bad(empty) is None
+
+
+def test_the_first_bad_leaf_is_named_with_its_counts():
+    bad = tree(b=[[1, np.nan, np.inf], [np.nan, -np.inf, np.nan]], c=[np.nan])
+    assert first_bad(bad) == 'b (2, 3): 3 NaN and 2 infinite of 6 numbers, first at [0]; 2 of 3 tensors are bad'
+    assert first_bad(tree()) is None
+
+
+def test_a_bad_layer_of_stacked_ones_is_named():
+    stacked = np.zeros((5, 2, 2))
+    stacked[3, 1, 0] = stacked[4, 0, 0] = np.nan
+    assert 'first at [3]' in first_bad(tree(blocks=stacked))
+
+
+def test_a_scalar_is_named_without_a_place():
+    assert first_bad(tree(loss=np.nan)) == 'loss (): 1 NaN and 0 infinite of 1 numbers; 1 of 2 tensors are bad'
+
+
+def test_numbers_in_paths_are_in_order_of_their_values():
+    bad = {f'block_{number}': {'kernel': np.array([np.nan], np.float32)} for number in (10, 9, 11)}
+    assert first_bad(bad).startswith('block_9/kernel ')
+    assert first_bad([np.ones(1, np.float32)] * 2 + [np.array([np.inf], np.float32)] * 9).startswith('2 ')
+
+
+def test_a_batch_of_the_host_with_texts_and_bytes_can_be_asked():
+    batch = {'caption': np.array(['a', 'b']), 'video': np.zeros((2, 4), np.uint8), 'z': np.array([1.0, np.nan])}
+    assert first_bad(batch).startswith('z (2,): 1 NaN')
+
+
+def test_counts_made_in_a_step_name_the_same_leaf_from_shapes_alone():
+    bad = tree(b=[1, np.inf], c=[np.nan])
+    counted = jax.jit(counts)(bad)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), bad)
+    assert first_bad(shapes, counted) == first_bad(bad)
+    with pytest.raises(ValueError, match=r'\(3, 3\) are not those of a tree of 1'):
+        first_bad(tree(), counted)
+
+
+def test_nothing_is_counted_in_a_good_step():
+    bad = tree(b=[1, np.inf])
+    conditional = jax.jit(counts_unless)
+    np.testing.assert_array_equal(conditional(jnp.bool_(True), bad), 0)
+    np.testing.assert_array_equal(conditional(jnp.bool_(False), bad), counts(bad))
+
+
+@pytest.mark.parametrize('value', BAD)
+def test_loss_and_gradient_norms_decide_and_other_metrics_do_not(value):
+    metrics = {'loss': 1.0, 'gradient_norm': 1.0, 'gradient_norm_discriminator': 1.0, 'loss_images': 1.0}
+    metrics = {name: jnp.float32(one) for name, one in metrics.items()}
+    assert good(metrics)
+    assert good(metrics | {'loss_images': jnp.float32(value)})
+    for name in ('loss', 'gradient_norm', 'gradient_norm_discriminator'):
+        assert not good(metrics | {name: jnp.float32(value)})
+
+
+@pytest.fixture(scope='module')
+def guarded():
+    """A step on the mean of a batch, with and without the guard; and a state."""
+    optimizer = optax.adam(0.1)
+
+    def step(state, batch):
+        value, gradients = jax.value_and_grad(lambda params: jnp.square(params['w'] - batch).mean())(state.params)
+        metrics = {'loss': value, 'gradient_norm': optax.global_norm(gradients), 'counts': counts(gradients)}
+        return state.apply(gradients, optimizer, (0.9, 0.99)), metrics
+
+    params = {'w': jnp.arange(3.0)}
+    state = State(jnp.int32(4), params, optimizer.init(params), params, None, None, {'0.99': params})
+    return jax.jit(step), jax.jit(keep_finite(step), donate_argnums=0), state
+
+
+def same(state, other):
+    return all(np.array_equal(leaf, twin) for leaf, twin in zip(jax.tree.leaves(state), jax.tree.leaves(other)))
+
+
+def copied(state):
+    return jax.tree.map(jnp.copy, state)
+
+
+def test_a_good_step_is_the_same_with_and_without_the_guard(guarded):
+    step, with_guard, state = guarded
+    (plain, _), (kept, metrics) = step(state, 2.0), with_guard(copied(state), 2.0)
+    assert same(plain, kept) and not same(plain.params, state.params)
+    assert metrics['bad'] == 0
+
+
+@pytest.mark.parametrize('value', BAD)
+def test_a_bad_step_changes_nothing_but_its_number(value, guarded):
+    _, with_guard, state = guarded
+    kept, metrics = with_guard(copied(state), value)
+    assert metrics['bad'] == 1 and kept.step == state.step + 1
+    assert same(kept.replace(step=state.step), state)
+    assert first_bad(state.params, metrics['counts']).startswith('w (3,)')
+
+
+def test_what_follows_a_bad_step_is_as_if_it_had_not_been(guarded):
+    step, with_guard, state = guarded
+    after, _ = with_guard(with_guard(copied(state), np.nan)[0], 2.0)
+    expected, _ = step(state.replace(step=state.step + 1), 2.0)
+    assert same(after, expected)
