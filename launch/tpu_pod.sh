@@ -204,12 +204,11 @@ for (( ; ; )); do
   case $now in
     '')
       create
-      new=yes started=''
+      new=yes
       ;;
     SUSPENDED | FAILED)
       [[ ! $new ]] || fail "a new request is $now: gcloud compute tpus queued-resources describe ${where[*]} tells why"
       delete
-      started=''
       ;;
     ACTIVE)
       new=''
@@ -219,7 +218,7 @@ for (( ; ; )); do
       case " $codes" in
         ' ') say 'workers do not answer' ;;
         *' running '*) started=yes ;;
-        *' none '*) started='' ;;&
+        *' none '*) started='' ;;& # a new machine
         *)
           if [[ ! $started ]]; then
             if install && worker start "$mount" "$@"; then started=yes; else say 'could not be started'; fi
