@@ -79,6 +79,7 @@ declare -A alive=() # process -> its id, which is also its group's
 asked=''            # whether we were asked to stop
 ask() { ((${#alive[@]} == 0)) || kill "${alive[@]}" 2> /dev/null || true; }
 trap 'asked=yes; ask' TERM INT HUP
+trap ask EXIT
 
 # Starts all processes and waits for all; the exit code of the whole is in `code`, and that of `who` is its reason.
 run() {
@@ -95,7 +96,7 @@ run() {
   done
   [[ -z $asked ]] || ask
   while ((${#alive[@]})); do
-    sleep 0.1
+    sleep 0.1 || true # Ctrl-C ends it too
     for i in "${!alive[@]}"; do
       if kill -0 "${alive[$i]}" 2> /dev/null; then continue; fi
       ended=0

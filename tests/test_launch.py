@@ -110,7 +110,8 @@ def local(tmp_path):
         options = [f'--processes={processes}', '--devices=4', f'--logs={tmp_path / "logs"}', *options]
         argv = [str(LOCAL), *options, str(program), str(tmp_path), plan, '--config.text=two words']
         pipe = subprocess.PIPE
-        started.append(subprocess.Popen(argv, env=ENVIRONMENT, cwd='/', stdout=pipe, stderr=pipe, text=True))
+        streams = dict(stdout=pipe, stderr=pipe, text=True)
+        started.append(subprocess.Popen(argv, env=ENVIRONMENT, cwd='/', start_new_session=True, **streams))
         return started[-1]
 
     yield start
@@ -212,11 +213,18 @@ def test_a_process_that_was_killed_is_no_success(local):
     assert code == 137 and 'process 1 ended with 137' in said
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_reaches_all_processes_and_nothing_is_started_again(number, local, tmp_path):
+@pytest.mark.parametrize(
+    'send',
+    [
+        lambda launcher: launcher.send_signal(signal.SIGTERM),
+        lambda launcher: os.killpg(launcher.pid, signal.SIGINT),  # as a terminal does, to all of a group
+    ],
+    ids=['SIGTERM', 'Ctrl-C'],
+)
+def test_a_signal_reaches_all_processes_and_nothing_is_started_again(send, local, tmp_path):
     launcher = local('wait,wait', '--restarts=3')
     wait_for(lambda: starts(tmp_path, 0) and starts(tmp_path, 1))
-    launcher.send_signal(number)
+    send(launcher)
     code, said = ended(launcher)
     assert code == 143 and 'starting all again' not in said
     assert len(starts(tmp_path, 0)) == len(starts(tmp_path, 1)) == 1
