@@ -1,0 +1,263 @@
+"""Times a configuration on the devices that there are: training, sampling, encoding, decoding, reading data.
+
+python -m walt.bench --config=configs/quickstart_denoiser.py [--phase=sample] [--steps=10] [--json]
+
+A step of a phase is what the other programs compile, on a batch of `config.batch_size` clips and the configuration's
+mesh. Parameters are new and inputs random, so no data and no trained weights are needed; only `data` opens the data.
+
+    train           one optimizer update, with the state donated; of a denoiser, from latents
+    encode, decode  pixels -> latents, latents -> pixels; of a tokenizer
+    discriminate    pixels -> logits; of a tokenizer that has a discriminator
+    forward         one pass; of a denoiser
+    sample          noise -> latents, all steps of the sampler; of a denoiser
+    data            the source of the configuration, read and put into batches as in training
+
+Every step is waited for before the next one is dispatched; the first ones are not counted. `--json` prints one object:
+
+    task, phase             'tokenizer' or 'denoiser', and one of those above
+    device, devices         kind of device, and how many of them, in all processes
+    mesh, dtype             devices by axis; what the layers compute in
+    batch_size, steps       clips of a step; how many steps were timed
+    seconds                 of a step: `median`, `mean`, `least`, `most`
+    samples_per_second      clips; those of `data` by the mean, since batches made ahead come in bursts, others by the
+                            median
+    tokens_per_second       tokens of those clips, as `walt.plan` counts them, not those of pictures beside them
+    flops                   of a step: the model's, on all devices; see below
+    flops_per_second        `flops` by the median
+    mfu                     the share of that in the devices' peak; null where `planning.chips` does not know it
+    memory                  `bytes` of the fullest device of this process, and `by`: 'device', the most since the start
+                            that it says itself, or else 'compiler', what the program was said to need
+    compile_seconds         to trace and compile, the cache of compiled programs being off
+    notes                   what is not in these figures
+
+Model FLOPs are those of matrix products and convolutions (`planning/flops.py`) without what is computed again for the
+backward pass. Peaks are those of bfloat16, also where layers compute in float32. For `data`, what concerns programs is
+null.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags, logging
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+
+from walt import build
+from walt.parallel.mesh import check_batch, make_mesh
+from walt.parallel.rules import activate, batch_sharding, replicated
+from walt.planning.chips import peak_flops
+from walt.planning.flops import flops
+from walt.planning.program import program
+from walt.planning.report import byte_text, flop_text, table
+from walt.randomness import stream
+from walt.tasks import Phase, Task, abstract_key, task
+from walt.training.feed import process_batches
+
+CONFIG = build.config_flag()
+PHASE = flags.DEFINE_string('phase', 'train', 'What is timed: train, data, or, as the configuration has them, others.')
+STEPS = flags.DEFINE_integer('steps', 10, 'Steps that are timed.', lower_bound=1)
+JSON = flags.DEFINE_bool('json', False, 'Prints one JSON object instead of a table.')
+
+_WARM_UP = 3
+"""Steps before those that are timed."""
+
+_THREADS = 4
+"""Of the pipeline of data, as in training; twice as many batches are made ahead, and not timed."""
+
+
+def bench(config: Mapping[str, Any], phase: str = 'train', steps: int = 10) -> dict[str, Any]:
+    """The figures of a phase, with the keys of the module's docstring.
+
+    Raises:
+        ValueError: on a phase that the configuration does not have, naming its phases; else as training would.
+    """
+    mesh, rows = make_mesh(**config['mesh']), config['batch_size']
+    check_batch(mesh, rows)
+    made = task(config, mesh, rows)
+    phases = {'train', 'data', *made.phases}
+    if phase not in phases:
+        raise ValueError(f'a {made.sizes["task"]} has no phase {phase!r}; choices: {sorted(phases)}')
+    about = {
+        'task': made.sizes['task'],
+        'phase': phase,
+        'device': jax.devices()[0].device_kind,
+        'devices': mesh.size,
+        'mesh': dict(mesh.shape),
+        'dtype': config['dtype'],
+        'batch_size': rows,
+        'steps': steps,
+    }
+    if phase == 'data':
+        seconds = _time_data(config, steps)
+        per_second = rows / statistics.mean(seconds)
+        measured = dict.fromkeys(('flops', 'flops_per_second', 'mfu', 'memory', 'compile_seconds'))
+        notes = []
+    else:
+        with activate(mesh):
+            seconds, measured = _time_program(config, made, phase, mesh, steps)
+        per_second = rows / statistics.median(seconds)
+        notes = made.notes
+    return about | {
+        'seconds': {
+            'median': statistics.median(seconds),
+            'mean': statistics.mean(seconds),
+            'least': min(seconds),
+            'most': max(seconds),
+        },
+        'samples_per_second': per_second,
+        'tokens_per_second': per_second * made.sizes['tokens'],
+        **measured,
+        'notes': notes,
+    }
+
+
+def _time_program(
+    config: Mapping[str, Any], made: Task, phase: str, mesh: Mesh, steps: int
+) -> tuple[list[float], dict[str, Any]]:
+    """Seconds of every step, and what is known of the compiled program."""
+    if phase == 'train':
+        step, arguments = _training(made, mesh)
+    else:
+        step, arguments = _inference(made, made.phases[phase], config['batch_size'], mesh)
+    count = model_flops(config, phase, mesh)
+    start = time.perf_counter()
+    compiled = step.lower(*arguments).compile()
+    compile_seconds = time.perf_counter() - start
+
+    seconds = []
+    for number in range(_WARM_UP + steps):
+        start = time.perf_counter()
+        out = jax.block_until_ready(compiled(*arguments))
+        if number >= _WARM_UP:
+            seconds.append(time.perf_counter() - start)
+        if phase == 'train':
+            state, _ = out
+            arguments = state, *arguments[1:]  # that of before was donated
+    rate = count / statistics.median(seconds)
+    peak = peak_flops(jax.devices()[0].device_kind)
+    return seconds, {
+        'flops': count,
+        'flops_per_second': rate,
+        'mfu': rate / (mesh.size * peak) if peak else None,
+        'memory': _memory(compiled),
+        'compile_seconds': compile_seconds,
+    }
+
+
+def model_flops(config: Mapping[str, Any], phase: str, mesh: Mesh | AbstractMesh) -> int:
+    """FLOPs of a step of any phase but `data`, on all devices, from shapes; nothing is computed again."""
+    if 'denoiser' in config:
+        config = dict(config) | {'denoiser': config['denoiser'] | {'remat': False}}
+    made = task(config, mesh, config['batch_size'])
+    if phase == 'train':
+        return flops(program(made.step, made.state, made.frozen, made.batch, abstract_key()))
+    called = made.phases[phase]
+    return flops(program(called.call, called.reads(made.state), _of_clips(called.rows, config['batch_size'])))
+
+
+def _training(made: Task, mesh: Mesh) -> tuple[Any, tuple]:
+    """The step as training compiles it, and its arguments: (state, frozen, batch, key)."""
+    whole, by_rows = replicated(mesh), batch_sharding(mesh)
+    step = jax.jit(
+        made.step,
+        in_shardings=(made.layout, None, by_rows, whole),
+        out_shardings=(made.layout, whole),
+        donate_argnums=0,
+    )
+    key = jax.random.key(0)
+    state, _ = made.new(stream(key, 'init'))
+    return step, (state, made.frozen, random_like(made.batch, by_rows), stream(key, 'train', 1))
+
+
+def _inference(made: Task, phase: Phase, rows: int, mesh: Mesh) -> tuple[Any, tuple]:
+    """The call of a phase and its arguments, of which nothing is made that it does not read, no optimizer's state."""
+    read = jax.jit(lambda key: phase.reads(made.new(key)[0]), out_shardings=phase.reads(made.layout))
+    by_rows = batch_sharding(mesh)
+    return jax.jit(phase.call), (read(jax.random.key(0)), random_like(_of_clips(phase.rows, rows), by_rows))
+
+
+def _time_data(config: Mapping[str, Any], steps: int) -> list[float]:
+    """Seconds that this process waits for each batch, after all those that were made ahead."""
+    source = build.source(config['data'], 'train')
+    read = process_batches(source, config['batch_size'], keys=tuple(source[0]), seed=config['seed'], threads=_THREADS)
+    batches, seconds = iter(read), []
+    for number in range(1 + 2 * _THREADS + steps):
+        start = time.perf_counter()
+        next(batches)
+        if number > 2 * _THREADS:
+            seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def random_like(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays in the shapes of a tree: normal, or 0 and 1 where they are pixels, labels or masks; keys for keys."""
+
+    def draw(leaf, key):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.split(key, leaf.shape)
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jax.random.normal(key, leaf.shape, leaf.dtype)
+        return jax.random.bernoulli(key, 0.5, leaf.shape).astype(leaf.dtype)
+
+    def draw_all(key):
+        leaves, structure = jax.tree.flatten(tree)
+        return jax.tree.unflatten(structure, map(draw, leaves, jax.random.split(key, len(leaves))))
+
+    return jax.jit(draw_all, out_shardings=sharding)(jax.random.key(1))
+
+
+def _of_clips(rows_of_one: Any, count: int) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype), rows_of_one)
+
+
+def _memory(compiled) -> dict[str, Any]:
+    told = [device.memory_stats() or {} for device in jax.local_devices()]
+    if all('peak_bytes_in_use' in stats for stats in told):
+        return {'bytes': max(stats['peak_bytes_in_use'] for stats in told), 'by': 'device'}
+    sizes = compiled.memory_analysis()
+    arguments = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return {'bytes': arguments + sizes.temp_size_in_bytes, 'by': 'compiler'}
+
+
+def as_table(result: Mapping[str, Any]) -> str:
+    """The figures for people."""
+    mesh = ' x '.join(f'{axis} {size}' for axis, size in result['mesh'].items())
+    milliseconds = {name: f'{1000 * value:,.2f} ms' for name, value in result['seconds'].items()}
+    median = milliseconds.pop('median')
+    rates = {f'step, median of {result["steps"]}': median} | {f'step/{name}': ms for name, ms in milliseconds.items()}
+    rates |= {f'{name} a second': f'{result[f"{name}_per_second"]:,.1f}' for name in ('samples', 'tokens')}
+    sections = {
+        f'{result["task"]}: {result["phase"]}': {
+            'devices': f'{result["devices"]:,} x {result["device"]}',
+            'mesh': mesh,
+            'dtype': result['dtype'],
+            'clips a step': f'{result["batch_size"]:,}',
+        },
+        'time': rates,
+    }
+    if result['phase'] != 'data':
+        memory, mfu = result['memory'], result['mfu']
+        sections['time'] |= {'compilation': f'{result["compile_seconds"]:.1f} s'}
+        sections['model FLOPs'] = {
+            'a step': flop_text(result['flops']),
+            'a second': flop_text(result['flops_per_second']),
+            'MFU': 'no peak known' if mfu is None else f'{100 * mfu:.1f} %',
+        }
+        sections['memory of one device'] = {f'by the {memory["by"]}': byte_text(memory['bytes'])}
+    return table(sections, result['notes'])
+
+
+def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)
+    jax.config.update('jax_enable_compilation_cache', False)  # A look-up is no compilation.
+    result = bench(CONFIG.value.to_dict(), PHASE.value, STEPS.value)
+    if jax.process_index() == 0:
+        print(json.dumps(result) if JSON.value else as_table(result))
+
+
+if __name__ == '__main__':
+    app.run(main)
