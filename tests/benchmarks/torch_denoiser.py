@@ -1,6 +1,6 @@
 """Times the quickstart's training steps against the same networks in PyTorch, on this machine's CPU, in one run.
 
-source launch/environment.sh && python -m tests.benchmarks.torch_denoiser --repeats=20
+source launch/environment.sh && python -m tests.benchmarks.torch_denoiser [--channels_last]
 
 PyTorch is no dependency of walt: `pip install torch==2.13.0`, in its build for CPUs, goes into an environment of its
 own. The denoiser below is written in plain PyTorch and takes the parameters of `walt.denoiser.walt.Walt`; the tokenizer
@@ -35,6 +35,7 @@ from absl import app, flags
 from einops import rearrange
 from flax.traverse_util import flatten_dict
 
+from tests.benchmarks import torch_tokenizer
 from walt import build
 from walt.denoiser.walt import Walt
 from walt.nn.embeddings import relative_index
@@ -68,18 +69,11 @@ def layer_norm(x):
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
-class Linear(torch.nn.Linear):
-    """With what is drawn for its bias or without."""
-
-    def __init__(self, features_in, features_out, bias=True):
-        super().__init__(features_in, features_out, bias)
-
-
 class Attention(torch.nn.Module):
-    def __init__(self, width, heads, offsets):
+    def __init__(self, width, heads):
         super().__init__()
         self.heads = heads
-        self.qkv, self.out = Linear(width, 3 * width), Linear(width, width)
+        self.qkv, self.out = torch.nn.Linear(width, 3 * width), torch.nn.Linear(width, width)
         self.q_norm, self.k_norm = (torch.nn.LayerNorm(width // heads, eps=1e-6) for _ in range(2))
 
     def forward(self, x_BPD, bias_NPP):
@@ -98,9 +92,12 @@ class Layer(torch.nn.Module):
         index_PP = torch.from_numpy(relative_index(window))
         self.register_buffer('index_PP', index_PP)
         self.table = torch.nn.Parameter(torch.empty(int(index_PP.max()) + 1, ours.heads))
-        self.attention = Attention(width, ours.heads, len(self.table))
-        self.lora_down, self.lora_up = Linear(width, ours.rank, bias=False), Linear(ours.rank, 6 * width, bias=False)
-        self.up, self.down = Linear(width, hidden), Linear(hidden, width)
+        self.attention = Attention(width, ours.heads)
+        self.lora_down, self.lora_up = (
+            torch.nn.Linear(width, ours.rank, bias=False),
+            torch.nn.Linear(ours.rank, 6 * width, bias=False),
+        )
+        self.up, self.down = torch.nn.Linear(width, hidden), torch.nn.Linear(hidden, width)
 
     def forward(self, x_BTHWD, c_BTD, shared_BTE):
         pt, ph, pw = self.window
@@ -126,15 +123,18 @@ class TorchWalt(torch.nn.Module):
         frames, height, width = ours.grid
         channels, patches = ours.latent_shape[-1], ours.patch**2 * ours.latent_shape[-1]
         self.patch, self.channels = ours.patch, channels
-        self.time_first, self.time_second = Linear(256, ours.width), Linear(ours.width, ours.width)
+        self.time_first, self.time_second = torch.nn.Linear(256, ours.width), torch.nn.Linear(ours.width, ours.width)
         self.label = torch.nn.Embedding(ours.classes + 1, ours.width)
-        self.embed = Linear(2 * patches, ours.width)
+        self.embed = torch.nn.Linear(2 * patches, ours.width)
         self.space = torch.nn.Parameter(torch.empty(height, width, ours.width))
         self.time = torch.nn.Parameter(torch.empty(frames, ours.width))
-        self.modulation = Linear(ours.width, 6 * ours.width)
+        self.modulation = torch.nn.Linear(ours.width, 6 * ours.width)
         layers = [Layer(ours, window) for _ in range(ours.depth // 2) for window in ours.windows]
         self.layers = torch.nn.ModuleList(layers)
-        self.head_modulation, self.head = Linear(ours.width, 2 * ours.width), Linear(ours.width, patches)
+        self.head_modulation, self.head = (
+            torch.nn.Linear(ours.width, 2 * ours.width),
+            torch.nn.Linear(ours.width, patches),
+        )
         self.register_buffer('rates', torch.exp(-math.log(10_000.0) * torch.arange(128) / 128))
 
     def forward(self, z_BTHWC, t_B, label_B, estimate_BTHWC):
@@ -370,8 +370,6 @@ def denoisers(mesh) -> tuple[Ours, TheirDenoiser, Callable]:
 
 
 def tokenizers(mesh) -> tuple[Ours, TheirTokenizer, Callable]:
-    from tests.benchmarks import torch_tokenizer
-
     config = importlib.import_module('configs.quickstart_tokenizer').get_config().to_dict()
     rng = np.random.default_rng(0)
     objective = build.tokenizer_objective(config)
@@ -414,10 +412,9 @@ def random_params(params, rng: np.random.Generator):
             return jnp.asarray(1 + 0.2 * noise)
         if name != 'kernel':
             return jnp.asarray(0.2 * noise)
-        in_scan = path[0].key == 'blocks'
-        convolution = leaf.ndim == 5
-        fan_in = math.prod(leaf.shape[:-1]) if convolution else leaf.shape[in_scan]
-        return jnp.asarray(0.5 * noise / math.sqrt(fan_in) if not convolution else noise / math.sqrt(fan_in))
+        # Of a linear map one axis comes in, after that of the scanned layers; of a convolution all but the last.
+        fan_in = math.prod(leaf.shape[:-1]) if leaf.ndim == 5 else 4 * leaf.shape[path[0].key == 'blocks']
+        return jnp.asarray(noise / math.sqrt(fan_in))
 
     return jax.tree_util.tree_map_with_path(draw, params)
 
