@@ -18,8 +18,8 @@ from walt.nn.conv import (
     upsample_nearest,
 )
 
-# (channels in, channels out): one for each way in which `conv3d_decomposed` sums over time.
-CHANNELS = {'few in': (3, 8), 'few out': (8, 3), 'many': (8, 9)}
+# (channels in, channels out): one for each way in which `conv3d_decomposed` sums over time and takes gradients.
+CHANNELS = {'few in': (3, 8), 'few out': (8, 3), 'more': (8, 9), 'less': (9, 8)}
 
 
 @pytest.mark.parametrize('channels', CHANNELS.values(), ids=CHANNELS.keys())
@@ -39,6 +39,20 @@ def test_decomposed_convolution_is_the_native_one_in_values_and_gradients(extent
     for native, decomposed in zip(*both(x, kernel)):
         assert native.shape == decomposed.shape
         np.testing.assert_allclose(decomposed, native, atol=1e-5 * float(jnp.abs(native).max()))
+
+
+def test_gradients_of_gradients_are_the_native_ones(rng):
+    """As R1 needs them."""
+    x, kernel = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((1, 4, 5, 5, 8), (3, 3, 3, 8, 9)))
+
+    def penalty(form, kernel):
+        gradient = jax.grad(lambda x: jnp.square(form(x, kernel, (1, 1, 1))).sum())(x)
+        return jnp.square(gradient).mean()
+
+    native, decomposed = (
+        jax.jit(jax.grad(lambda k, f=f: penalty(f, k)))(kernel) for f in (conv3d_native, conv3d_decomposed)
+    )
+    np.testing.assert_allclose(decomposed, native, atol=1e-5 * float(jnp.abs(native).max()))
 
 
 @pytest.mark.parametrize(('platform', 'operations'), [('cpu', 3), ('tpu', 1), ('cuda', 1)])

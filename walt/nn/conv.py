@@ -14,7 +14,9 @@ enough rows for all of them, fewer share them, or none.
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jax import lax
@@ -38,9 +40,14 @@ def conv3d_native(x_BTHWC, kernel_THWIO, strides: Triple):
 
 
 def conv3d_decomposed(x_BTHWC, kernel_THWIO, strides: Triple):
-    """The same as `conv3d_native`, from 2-D convolutions of frames.
+    """The same as `conv3d_native`, from 2-D convolutions of frames."""
+    if strides == (1, 1, 1):
+        return _unstrided(x_BTHWC, kernel_THWIO)
+    return _from_2d(x_BTHWC, kernel_THWIO, strides)
 
-    Where the sum over the k_t time offsets is taken depends on the channels. In general it is a sum of k_t
+
+def _from_2d(x_BTHWC, kernel_THWIO, strides: Triple):
+    """Where the sum over the k_t time offsets is taken depends on the channels. In general it is a sum of k_t
     convolutions; with few channels coming in, one convolution of k_t frames side by side in the channels; with few
     going out, one convolution to k_t times the channels, whose parts are shifted and summed.
     """
@@ -69,6 +76,47 @@ def conv3d_decomposed(x_BTHWC, kernel_THWIO, strides: Triple):
         parts = jnp.split(conv2d(x_BTHWC, rearrange(kernel_THWIO, 'T H W I O -> H W I (T O)')), offsets, axis=-1)
         return sum(seen_from(offset, part) for offset, part in enumerate(parts))
     return sum(conv2d(seen_from(offset, x_BTHWC), kernel_THWIO[offset]) for offset in range(offsets))
+
+
+@jax.custom_vjp
+def _unstrided(x_BTHWC, kernel_THWIO):
+    """With another gradient by the input where channels become more.
+
+    The gradient that comes with a convolution is one too, over frames with k - 1 zeros around them: of small frames
+    that is mostly zeros. Products of every position with every tap, added up where they belong, have none.
+    """
+    return _from_2d(x_BTHWC, kernel_THWIO, (1, 1, 1))
+
+
+def _forward(x_BTHWC, kernel_THWIO):
+    return _unstrided(x_BTHWC, kernel_THWIO), (x_BTHWC, kernel_THWIO)
+
+
+def _backward(inputs, gradient_BTHWO):
+    x_BTHWC, kernel_THWIO = inputs
+    *_, channels_in, channels_out = kernel_THWIO.shape
+    _, pull_back = jax.vjp(lambda x, kernel: _from_2d(x, kernel, (1, 1, 1)), x_BTHWC, kernel_THWIO)
+    by_x, by_kernel = pull_back(gradient_BTHWO)
+    return (_by_products(gradient_BTHWO, kernel_THWIO) if channels_out > channels_in else by_x), by_kernel
+
+
+def _by_products(gradient_BTHWO, kernel_THWIO):
+    """The gradient by the input: in turn for every axis, what tap i of n gives lies i positions on, in n - 1 more."""
+
+    def added_up(parts, axis):
+        padding = np.zeros((len(parts), parts[0].ndim, 2), int)
+        padding[:, axis] = [(tap, len(parts) - 1 - tap) for tap in range(len(parts))]
+        return sum(map(jnp.pad, parts, padding))
+
+    frames = []
+    for kernel_HWIO in kernel_THWIO:
+        taps_hw = jnp.einsum('BTHWO,hwIO->hwBTHWI', gradient_BTHWO, kernel_HWIO)
+        rows = [added_up(taps_w, 3) for taps_w in taps_hw]
+        frames.append(added_up(rows, 2))
+    return added_up(frames, 1)
+
+
+_unstrided.defvjp(_forward, _backward)
 
 
 def conv3d(x_BTHWC, kernel_THWIO, strides: Triple = (1, 1, 1)):
