@@ -20,7 +20,11 @@ class Metrics:
             return
         path = Path(workdir) / 'metrics.jsonl'
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        path.write_text(''.join(line for line in lines if line.endswith('\n') and json.loads(line)['step'] <= step))
+        unfinished = path.with_name(f'.{path.name}.unfinished')
+        unfinished.write_text(
+            ''.join(line for line in lines if line.endswith('\n') and json.loads(line)['step'] <= step)
+        )
+        unfinished.replace(path)
         self._lines = path.open('a', buffering=1)
         self._board = SummaryWriter(str(Path(workdir) / 'tensorboard'), purge_step=step + 1)
 
