@@ -4,9 +4,9 @@ python tests/proofs/resume.py [--kills=20] [--seed=0] [--out=DIR]
 
 Trains a tokenizer and a denoiser three times each, by their real programs: unbroken; killed by SIGKILL and started
 again, on the same devices; and killed and started again on other devices and in other processes every time. The moments
-of the kills are drawn from `--seed`: one in five before training has begun, two in five between two saves, two in five
-while a save is under way. Compares parameters, averages and optimizer to the last bit in the second case, by the norm of
-their differences in the third; in both, the checksums of all samples of all steps.
+of the kills are drawn from `--seed`: one in five at any time before training begins, two in five in training, two in
+five while a save is under way. Compares parameters, averages and optimizer to the last bit in the second case, by the
+norm of their differences in the third; in both, the checksums of all samples of all steps.
 
 Prints a table, writes it to DIR/resume.json, and fails where the two do not agree.
 """
@@ -178,12 +178,10 @@ def compare(workdir: Path, unbroken: Path, steps: int) -> dict:
     relative = {name: float(differences[name] / norms[name]) if norms[name] else 0.0 for name in floats}
     worst = max(relative, key=relative.get)
     of_params = [name for name in floats if name.startswith("state['params']")]
+    total, change = (np.linalg.norm([values[name] for name in of_params]) for values in (norms, differences))
     return {
         'bitwise equal': all(ours[name].tobytes() == theirs[name].tobytes() for name in ours),
-        'all parameters': float(
-            np.linalg.norm([differences[name] for name in of_params])
-            / np.linalg.norm([norms[name] for name in of_params])
-        ),
+        'all parameters': float(change / total),
         'worst array': [worst, relative[worst]],
         'worst parameter': max(relative[name] for name in of_params),
         'same samples': samples(workdir) == samples(unbroken),
