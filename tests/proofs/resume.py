@@ -29,6 +29,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -212,6 +213,7 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=0, help='of the moments of the kills')
     parser.add_argument('--out', type=Path, help='folder to keep the runs in; by default they are removed')
     arguments = parser.parse_args()
+    logging.set_verbosity(logging.ERROR)
     out = arguments.out or Path(tempfile.mkdtemp())
     options = (out, arguments.kills, arguments.steps, arguments.seed)
     results = {'tokenizer': prove('tokenizer', *options)}

@@ -70,9 +70,8 @@ def write_latents(
     Args:
         origin: plain values that say what the latents are made of: `data`, the source's section; `tokenizer`, with the
             `checkpoint` it is from; `text`, of the text encoder. Kept in the manifest.
-        mesh: devices that share a batch. Among several processes each encodes shards of its own, its share of a batch
-            at a time, on its own devices.
-        batch_size: clips encoded together.
+        mesh: devices that share a batch. Among several processes each encodes shards of its own on its own devices.
+        batch_size: clips encoded together; among several processes, by all of them.
         clips: how many, from the first on; all by default.
         shard_size: clips in a shard.
         dtype: of the latents on disk, one of `DTYPES`.
@@ -113,8 +112,8 @@ def write_latents(
     claim = json.loads(json.dumps(claim))
     _check_claim(folder, claim)
     if jax.process_count() > 1:
-        mesh, batch_size = local_mesh(), batch_size // jax.process_count()
-        check_batch(mesh, batch_size)
+        mesh, rows_per_device = local_mesh(), max(1, batch_size // jax.device_count())
+        batch_size = rows_per_device * jax.local_device_count()
         frozen = jax.device_put(fetch(frozen), replicated(mesh))
     todo = [i for i in range(worker, len(shards), workers) if not (folder / shards[i]['file']).exists()]
 
