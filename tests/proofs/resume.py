@@ -12,6 +12,7 @@ Prints a table, writes it to DIR/resume.json, and fails where the two do not agr
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -59,7 +60,7 @@ class Life:
     """The processes of one start of a training program."""
 
     def __init__(self, task: str, workdir: Path, topology: Topology, flags: Sequence[str]):
-        self.workdir, self.born = workdir, time.monotonic()
+        self.workdir, self.born, self.before = workdir, time.time(), len(_lines(workdir))
         workdir.mkdir(parents=True, exist_ok=True)
         self.log = (workdir.parent / f'{workdir.name}.log').open('a')
         environment = os.environ | {
@@ -94,11 +95,23 @@ class Life:
             process.wait()
 
     def saving(self) -> bool:
-        return any((self.workdir / 'checkpoints').glob('*.orbax-checkpoint-tmp'))
+        """Whether there is an unfinished checkpoint of this life."""
+        unfinished = (self.workdir / 'checkpoints').glob('*.orbax-checkpoint-tmp')
+        with contextlib.suppress(FileNotFoundError):  # it is finished by now
+            return any(path.stat().st_mtime > self.born for path in unfinished)
+        return False
 
-    def began(self) -> int:
-        """The number of steps that were begun, in all lives."""
-        return max(samples(self.workdir), default=0)
+    def step(self) -> int:
+        """The step that was begun last; 0 before the first of this life."""
+        lines = _lines(self.workdir)[self.before :]
+        return json.loads(lines[-1])['step'] if lines else 0
+
+
+def _lines(workdir: Path) -> list[str]:
+    """What the lives in a workdir wrote of their samples; a line that a kill cut short is none."""
+    path = workdir / 'samples.jsonl'
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.startswith('{') and line.endswith('}\n')]
 
 
 def _distributed(processes: int) -> list[list[str]]:
@@ -112,12 +125,12 @@ def _distributed(processes: int) -> list[list[str]]:
 
 
 def kill_somewhere(life: Life, how: str, target: int, rng: random.Random) -> tuple[bool, bool]:
-    """Kills a run before it trains, or after it began step `target`. Returns (whether it was alive, and saving)."""
+    """Kills a run at its start, or after it began step `target`. Returns (whether it was alive, and within a save)."""
     if how == 'start':
         time.sleep(rng.uniform(0, 6))
     else:
-        while life.alive() and not (life.began() >= target and (how == 'step' or life.saving())):
-            time.sleep(0.001)
+        while life.alive() and not (life.step() >= target and (how == 'step' or life.saving())):
+            time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.3 if how == 'step' else 0.03))
     alive = life.alive()
     life.kill(rng)
@@ -141,7 +154,10 @@ def broken_run(
         counts['inside a save'] += saving
         counts['topologies'].append(str(topology))
         there = sorted(int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit())
-        print(f'  kill {counts["kills"]:2} ({how}) of {topology}, step {life.began()}, checkpoints {there}', flush=True)
+        print(
+            f'  kill {counts["kills"]:2} ({how}) of {topology}, step {life.step()}, saving {saving}, checkpoints {there}',
+            flush=True,
+        )
     life = Life(task, workdir, next(topologies), flags)
     life.wait()
     return counts
@@ -149,11 +165,9 @@ def broken_run(
 
 def samples(workdir: Path) -> dict[int, list[int]]:
     """Step -> checksums of its rows. Raises `AssertionError` if a step that was taken twice had other rows then."""
-    found, path = {}, workdir / 'samples.jsonl'
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
-        if line.endswith('\n') and line.startswith('{'):
-            row = json.loads(line)
-            assert found.setdefault(row['step'], row['rows']) == row['rows'], f'step {row["step"]} had other samples'
+    found = {}
+    for row in map(json.loads, _lines(workdir)):
+        assert found.setdefault(row['step'], row['rows']) == row['rows'], f'step {row["step"]} had other samples'
     return found
 
 
