@@ -154,10 +154,8 @@ def broken_run(
         counts['inside a save'] += saving
         counts['topologies'].append(str(topology))
         there = sorted(int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit())
-        print(
-            f'  kill {counts["kills"]:2} ({how}) of {topology}, step {life.step()}, saving {saving}, checkpoints {there}',
-            flush=True,
-        )
+        inside = ', inside a save' * saving
+        print(f'  kill {counts["kills"]:2} of {topology}, step {life.step()}{inside}; complete: {there}', flush=True)
     life = Life(task, workdir, next(topologies), flags)
     life.wait()
     return counts

@@ -1,13 +1,16 @@
 """The loop: it resumes exactly, stops when asked, refuses a loss that is not finite, and logs each step once."""
 
 import json
+import resource
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from walt.training.checkpoints import CheckpointError, latest_step
 from walt.training.loop import fit
 
 CONFIG = {'seed': 0, 'steps': 6, 'log_every': 1, 'validate_every': 3, 'checkpoint_every': 2}
@@ -163,3 +166,31 @@ def test_what_a_checkpoint_measures_is_measured_before_it_is_saved(run):
     assert state.measured['count'] == 3  # at steps 2, 4 and 6
     again = run()
     assert again.measured['count'] == 3
+
+
+def test_a_save_that_failed_stops_the_run_and_the_same_command_goes_on_from_the_one_before(run, toy, tmp_path):
+    """What is measured at step 4 does not fit on the disk; that is told long before the next save."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def measure(state):
+        if state.step < 4:
+            return state
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+        return state.replace(measured=np.random.default_rng(0).normal(size=1_000_000))
+
+    def step(state, batch, key):
+        assert state.step < 900
+        time.sleep(0.02)
+        return toy.step(state, batch, key)
+
+    every = {'log_every': 1000, 'validate_every': 1000, 'checkpoint_every': 4}
+    run(steps=2, **every)
+    try:
+        with pytest.raises(
+            CheckpointError, match=r'checkpoint 4 cannot be written .*File too large[^$]*checkpoint 2 is'
+        ):
+            run(step=step, before_save=measure, steps=1000, **every)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert latest_step(tmp_path / 'run') == 2
+    assert_same(run(), run(workdir='unbroken'))

@@ -51,7 +51,7 @@ class Checkpoints:
         self._manager = _manager(
             workdir, ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
         )
-        self._thread, self._saving = ThreadPoolExecutor(1), None
+        self._thread, self._saving, self._failed = ThreadPoolExecutor(1), None, False
 
     def save(self, state: State) -> None:
         """Saves in the background, after the save before; does nothing for a step that is there already.
@@ -87,6 +87,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            self._failed = True
             newest = latest_step(self._workdir)
             left = 'there is none before it' if newest is None else f'checkpoint {newest} is whole'
             raise CheckpointError(
@@ -138,9 +139,8 @@ class Checkpoints:
             if error is None:
                 raise
             error.add_note(str(failure))
-        else:
-            if kind is not CheckpointError:
-                self._manager.close()  # which would raise once more what a save failed of
+        if not self._failed:
+            self._manager.close()  # which would raise once more what a save failed of
 
 
 def _items(state: State) -> dict[str, Any]:

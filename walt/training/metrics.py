@@ -32,15 +32,21 @@ class Metrics:
         """One line and one event for each value; names are `phase/quantity`.
 
         Pictures, uint8 (H, W, 3), go to TensorBoard alone.
+
+        Raises:
+            OSError: if the line cannot be written, naming the file.
         """
         if not self._write:
             return
+        scalars = {name: float(value) for name, value in values.items() if np.ndim(value) == 0}
+        try:
+            self._lines.write(json.dumps({'step': step, **scalars}) + '\n')
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._lines.name) from error
         for name, value in values.items():
             if np.ndim(value) == 3:
                 self._board.add_image(name, value, step, dataformats='HWC')
-        values = {name: float(value) for name, value in values.items() if np.ndim(value) == 0}
-        self._lines.write(json.dumps({'step': step, **values}) + '\n')
-        for name, value in values.items():
+        for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
 
     def __enter__(self) -> 'Metrics':
