@@ -61,14 +61,17 @@ def test_only_the_writing_process_touches_the_disk(tmp_path, write):
     assert any(tmp_path.iterdir()) == write
 
 
-def test_a_line_that_cannot_be_written_names_its_file(tmp_path, monkeypatch):
+def test_a_line_that_cannot_be_written_names_its_file_also_if_that_cannot_be_closed(tmp_path):
     class Full:
         name = 'metrics.jsonl'
 
         def write(self, line):
             raise OSError(errno.ENOSPC, 'No space left on device')
 
-    with Metrics(tmp_path, 0) as metrics, monkeypatch.context() as patch:
-        patch.setattr(metrics, '_lines', Full())
-        with pytest.raises(OSError, match=r"No space left on device: 'metrics.jsonl'"):
-            metrics.write(1, {'train/loss': 0.5})
+        def close(self):
+            raise OSError(errno.ENOSPC, 'closed')
+
+    with pytest.raises(OSError, match=r"No space left on device: 'metrics.jsonl'"), Metrics(tmp_path, 0) as metrics:
+        metrics._lines.close()
+        metrics._lines = Full()
+        metrics.write(1, {'train/loss': 0.5})

@@ -1,5 +1,6 @@
 """Metrics of a run: JSON lines in `metrics.jsonl` and TensorBoard events, both by step."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,7 +53,10 @@ class Metrics:
     def __enter__(self) -> 'Metrics':
         return self
 
-    def __exit__(self, *_) -> None:
-        if self._write:
-            self._lines.close()
-            self._board.close()
+    def __exit__(self, kind, *_) -> None:
+        """What cannot be closed, because the disk is full, does not hide the error that told of it."""
+        if not self._write:
+            return
+        for file in (self._lines, self._board):
+            with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+                file.close()
