@@ -169,28 +169,23 @@ def test_what_a_checkpoint_measures_is_measured_before_it_is_saved(run):
 
 
 def test_a_save_that_failed_stops_the_run_and_the_same_command_goes_on_from_the_one_before(run, toy, tmp_path):
-    """What is measured at step 4 does not fit on the disk; that is told long before the next save."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    """What is measured at step 40 does not fit on the disk; that is told long before step 80, the next to save at."""
+    limits, every = resource.getrlimit(resource.RLIMIT_FSIZE), {'log_every': 40, 'validate_every': 40}
 
     def measure(state):
-        if state.step < 4:
-            return state
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
         return state.replace(measured=np.random.default_rng(0).normal(size=1_000_000))
 
     def step(state, batch, key):
-        assert state.step < 900
-        time.sleep(0.02)
+        assert state.step < 79
+        time.sleep(0.1 if state.step >= 40 else 0)
         return toy.step(state, batch, key)
 
-    every = {'log_every': 1000, 'validate_every': 1000, 'checkpoint_every': 4}
-    run(steps=2, **every)
+    run(steps=38, checkpoint_every=40, **every)
     try:
-        with pytest.raises(
-            CheckpointError, match=r'checkpoint 4 cannot be written .*File too large[^$]*checkpoint 2 is'
-        ):
-            run(step=step, before_save=measure, steps=1000, **every)
+        with pytest.raises(CheckpointError, match=r'checkpoint 40 cannot .*File too large.*\ncheckpoint 38 is whole'):
+            run(step=step, before_save=measure, steps=100, checkpoint_every=40, **every)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert latest_step(tmp_path / 'run') == 2
-    assert_same(run(), run(workdir='unbroken'))
+    assert latest_step(tmp_path / 'run') == 38
+    assert_same(run(steps=42, **every), run(workdir='unbroken', steps=42, **every))

@@ -7,7 +7,8 @@
     label, ...                                  label, ...
 
 Every shard is encoded by itself, in batches of one size that start at its first clip (the last is filled up). So one
-process or several, at a stretch or interrupted, write the same bytes.
+process or several, at a stretch or interrupted, write the same bytes, as long as a device is given as many clips at a
+time; otherwise they may differ by roundings.
 """
 
 import dataclasses
