@@ -4,7 +4,7 @@ python -m walt.train_denoiser --config=configs/quickstart_denoiser.py --workdir=
     --config.tokenizer_dir=runs/tokenizer
 
 The tokenizer is copied into the workdir, which is then all that sampling needs. Started again on the same workdir, it
-goes on from the newest checkpoint.
+goes on from the newest checkpoint. As one program of several processes it takes the flags of `walt/processes.py`.
 """
 
 import functools
