@@ -2,7 +2,8 @@
 
 python -m walt.train_tokenizer --config=configs/quickstart_tokenizer.py --workdir=runs/tokenizer [--config.batch_size=8]
 
-Started again on the same workdir, it goes on from the newest checkpoint. As one program of several processes it takes the flags of `walt/processes.py`.
+Started again on the same workdir, it goes on from the newest checkpoint. As one program of several processes it takes
+the flags of `walt/processes.py`.
 """
 
 import functools
