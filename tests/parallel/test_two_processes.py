@@ -32,7 +32,7 @@ def two(tmp_path_factory):
         for number, log in enumerate(logs)
     ]
     try:
-        codes = [process.wait(timeout=240) for process in processes]
+        codes = [process.wait(timeout=500) for process in processes]
     finally:
         for process in processes:
             process.kill()

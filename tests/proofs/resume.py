@@ -6,7 +6,7 @@ Trains a tokenizer and a denoiser three times each, by their real programs: unbr
 again, on the same devices; and killed and started again on other devices and in other processes every time. The moments
 of the kills are drawn from `--seed`: one in five at any time before training begins, two in five in training, two in
 five while a save is under way. Compares parameters, averages and optimizer to the last bit in the second case, by the
-norm of their differences in the third; in both, the checksums of all samples of all steps.
+norm of their differences in the third; in both, the samples of all steps, row by row.
 
 Prints a table, writes it to DIR/resume.json, and fails where the two do not agree.
 """
@@ -166,7 +166,7 @@ def broken_run(
 
 
 def samples(workdir: Path) -> dict[int, list[int]]:
-    """Step -> checksums of its rows. Raises `AssertionError` if a step that was taken twice had other rows then."""
+    """Step -> the numbers of its clips. Raises `AssertionError` if a step that was taken twice had other rows then."""
     found = {}
     for row in map(json.loads, _lines(workdir)):
         assert found.setdefault(row['step'], row['rows']) == row['rows'], f'step {row["step"]} had other samples'
