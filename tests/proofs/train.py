@@ -1,7 +1,7 @@
 """python tests/proofs/train.py tokenizer ...: `python -m walt.train_tokenizer ...`, which also writes down its samples.
 
-WORKDIR/samples.jsonl has a line for every step that was begun: {"step": 7, "rows": [31, 2, ...]}, for each row the number
-of the clip in the data. It is found by the bytes that are on the mesh, not by what the feed meant to put there.
+WORKDIR/samples.jsonl has a line for every step that was begun: {"step": 7, "rows": [31, 2, ...]}, where a row is the
+number of its clip in the data. It is found by the bytes on the mesh, not by what the feed meant to put there.
 """
 
 import importlib
