@@ -27,12 +27,12 @@ ALLOWED = {
     'generation': {'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness'},
     'training': {'data', 'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness'},
 }
-BUILD = {'build': set(ALLOWED) - {''}, 'restore': set(ALLOWED) - {''} | {'build'}}
+BUILD = {'build': set(ALLOWED) - {''}, 'restore': set(ALLOWED) - {''} | {'build'}, 'processes': {'parallel'}}
 # A plan, part upon part: what a configuration runs, what that costs by its shapes, and compiled for other machines.
 BUILD['tasks'] = {'build', 'denoiser', 'generation', 'parallel', 'tokenizer', 'training'}
 BUILD['costs'] = {'parallel', 'planning', 'tasks'}
 BUILD['pods'] = {'build', 'costs', 'parallel', 'planning', 'tasks'}
-# Programs may import everything, `build` and `restore` among it; but no other program.
+# Programs may import everything, `build`, `restore` and `processes` among it; but no other program.
 PROGRAM = set(ALLOWED) - {''} | set(BUILD)
 
 # Library -> who may import it. `parallel.rules` and `training.state` read the names that Linen keeps in boxes.
@@ -97,7 +97,8 @@ def test_libraries_are_imported_where_they_belong(path):
     for library, importers in LIBRARIES.items():
         if any(within(full, [library]) for full in full_names):
             if importers == 'programs':
-                assert name.split('.')[0] not in ALLOWED | BUILD, f'walt.{name} is no program but imports {library}'
+                not_programs = set(ALLOWED | BUILD) - {'processes'}  # flags that programs share
+                assert name.split('.')[0] not in not_programs, f'walt.{name} is no program but imports {library}'
             else:
                 assert within(name, importers), f'walt.{name} imports {library}, which is for {sorted(importers)}'
     for package, libraries in WITHOUT.items():

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from tiny import DATA, binary, tokenizer_config
 
+from walt.parallel.mesh import make_mesh
 from walt.tokenizer.frozen import LatentNorm
 from walt.tokenizer.pixels import check_brightness, check_unit, from_uint8
 
@@ -89,7 +90,9 @@ def test_the_averaged_parameters_are_what_is_validated_and_whose_latents_are_mea
 
     def clips(split):
         source = program.build.source(config['data'], split)
-        return [batch['video'] for batch in itertools.islice(program.process_batches(source, 4, seed=3), 2)]
+        return [
+            batch['video'] for batch in itertools.islice(program.process_batches(source, make_mesh(), 4, seed=3), 2)
+        ]
 
     validate = program.make_tokenizer_validation(module)
     averaged, last = (validate(params, None, clips('validation')) for params in (state.ema, state.params))

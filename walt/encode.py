@@ -4,8 +4,9 @@ python -m walt.encode --config=configs/quickstart_denoiser.py --tokenizer_dir=ru
 
 Writes OUT/SPLIT/manifest.json, which says what the latents are of and how they were made, and shards in ArrayRecord
 (`walt/data/records.py`). Data, batch size and mesh are the configuration's. Interrupted, the same command goes on at
-the first shard that is not complete, and ends with the same bytes. Several processes, on one machine or on several that
-share a folder, take `--worker=0 --workers=8`, `--worker=1 --workers=8`, ...
+the first shard that is not complete, and ends with the same bytes. Several programs, on one machine or on several that
+share a folder, take `--worker=0 --workers=8`, `--worker=1 --workers=8`, ...; one program of several processes, which is
+how the hosts of a TPU pod run (`--distributed=auto`), shares the work by itself.
 
 Training reads the latents where the configuration's `data` is {'name': 'encoded', 'root': OUT}.
 """
@@ -21,7 +22,9 @@ from absl import app, flags, logging
 from walt import build, restore
 from walt.data.draws import SPLITS
 from walt.data.encoded import Encoded
+from walt.parallel.distributed import first_process
 from walt.parallel.mesh import make_mesh
+from walt.processes import processes_flags
 from walt.training.conditions import to_latents
 from walt.training.latents import DTYPES, write_latents
 
@@ -32,8 +35,9 @@ SPLIT = flags.DEFINE_enum('split', 'train', SPLITS, 'Part of the data to encode.
 CLIPS = flags.DEFINE_integer('clips', None, 'Clips to encode, from the first on; all by default.', lower_bound=1)
 SHARD_SIZE = flags.DEFINE_integer('shard_size', 1024, 'Clips in a shard.', lower_bound=1)
 DTYPE = flags.DEFINE_enum('dtype', 'float32', DTYPES, 'Of the latents on disk.')
-WORKER = flags.DEFINE_integer('worker', 0, 'Number of this process, counted from 0.', lower_bound=0)
-WORKERS = flags.DEFINE_integer('workers', 1, 'Processes that share the work.', lower_bound=1)
+WORKER = flags.DEFINE_integer('worker', None, 'Number of this program, counted from 0.', lower_bound=0)
+WORKERS = flags.DEFINE_integer('workers', None, 'Programs that share the work; with --worker.', lower_bound=1)
+join_processes = processes_flags()
 
 
 def encode(config: Mapping[str, Any], tokenizer_dir: str, out: str, split: str, **options) -> None:
@@ -65,11 +69,16 @@ def encode(config: Mapping[str, Any], tokenizer_dir: str, out: str, split: str, 
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
+    join_processes()
+    if (WORKER.value is None) != (WORKERS.value is None):
+        raise app.UsageError('--worker and --workers come together')
     start = time.perf_counter()
     options = {'clips': CLIPS.value, 'shard_size': SHARD_SIZE.value, 'dtype': DTYPE.value}
     options |= {'worker': WORKER.value, 'workers': WORKERS.value}
     encode(CONFIG.value.to_dict(), TOKENIZER_DIR.value, OUT.value, SPLIT.value, **options)
-    print(f'{OUT.value}/{SPLIT.value}: shards of worker {WORKER.value} complete, {time.perf_counter() - start:.1f} s')
+    if first_process():
+        whose = 'all shards' if WORKER.value is None else f'shards of worker {WORKER.value}'
+        print(f'{OUT.value}/{SPLIT.value}: {whose} complete, {time.perf_counter() - start:.1f} s')
 
 
 if __name__ == '__main__':

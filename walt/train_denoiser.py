@@ -4,7 +4,7 @@ python -m walt.train_denoiser --config=configs/quickstart_denoiser.py --workdir=
     --config.tokenizer_dir=runs/tokenizer
 
 The tokenizer is copied into the workdir, which is then all that sampling needs. Started again on the same workdir, it
-goes on from the newest checkpoint.
+goes on from the newest checkpoint. As one program of several processes it takes the flags of `walt/processes.py`.
 """
 
 import functools
@@ -22,9 +22,11 @@ from jax.sharding import Mesh
 from walt import build, restore
 from walt.data.encoded import Encoded
 from walt.denoiser.conditions import NullText
+from walt.parallel.distributed import fetch
 from walt.parallel.mesh import check_batch, make_mesh
 from walt.parallel.rules import activate, batch_sharding, replicated
 from walt.parallel.shard import put_batch
+from walt.processes import processes_flags
 from walt.randomness import stream
 from walt.text.encoder import TextEncoder
 from walt.tokenizer.frozen import FrozenTokenizer
@@ -38,6 +40,7 @@ from walt.training.state import State, create
 
 CONFIG = build.config_flag()
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, configuration.', required=True)
+join_processes = processes_flags()
 
 
 def train(config: Mapping[str, Any], workdir: str) -> State:
@@ -84,7 +87,11 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
         source = once('train', source=source)
         held_out = once('validation', source=held_out, clips=config['batch_size'] * config['validation_batches'])
     rows = functools.partial(
-        process_batches, batch_size=config['batch_size'], keys=batch_keys(denoiser, source), seed=config['seed']
+        process_batches,
+        mesh=mesh,
+        batch_size=config['batch_size'],
+        keys=batch_keys(denoiser, source),
+        seed=config['seed'],
     )
     with_texts = Texts(text_encoder.encode) if text_encoder else dict
 
@@ -107,7 +114,7 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
             held_out_loss(state.ema, frozen, put(batch), stream(key, 'validation', number))
             for number, batch in enumerate(some)
         ]
-        return {'loss': np.mean(losses)}
+        return {'loss': np.mean(fetch(losses))}
 
     with activate(mesh):
         return fit(
@@ -193,6 +200,7 @@ def check_given(denoiser, conditioning) -> None:
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save.
+    join_processes()
     train(CONFIG.value.to_dict(), WORKDIR.value)
 
 

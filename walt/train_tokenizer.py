@@ -2,7 +2,8 @@
 
 python -m walt.train_tokenizer --config=configs/quickstart_tokenizer.py --workdir=runs/tokenizer [--config.batch_size=8]
 
-Started again on the same workdir, it goes on from the newest checkpoint.
+Started again on the same workdir, it goes on from the newest checkpoint. As one program of several processes it takes
+the flags of `walt/processes.py`.
 """
 
 import functools
@@ -14,9 +15,11 @@ import jax
 from absl import app, flags, logging
 
 from walt import build, restore
+from walt.parallel.distributed import first_process
 from walt.parallel.mesh import check_batch, make_mesh
 from walt.parallel.rules import activate, batch_sharding, replicated
 from walt.parallel.shard import put_batch
+from walt.processes import processes_flags
 from walt.randomness import stream
 from walt.tokenizer.frozen import LatentNorm
 from walt.tokenizer.objective import Objective
@@ -30,6 +33,7 @@ from walt.training.tokenizer_validation import make_tokenizer_validation
 
 CONFIG = build.config_flag()
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, configuration.', required=True)
+join_processes = processes_flags()
 
 
 def train(config: Mapping[str, Any], workdir: str) -> State:
@@ -44,7 +48,9 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
     source, held_out = (build.source(config['data'], split) for split in ('train', 'validation'))
     video_shape = source[0]['video'].shape
     tokenizer.latent_shape(*video_shape[:3])
-    rows = functools.partial(process_batches, batch_size=config['batch_size'], keys=('video',), seed=config['seed'])
+    rows = functools.partial(
+        process_batches, mesh=mesh, batch_size=config['batch_size'], keys=('video',), seed=config['seed']
+    )
     check_brightness(next(iter(rows(source)))['video'])
     key = stream(jax.random.key(config['seed']), 'init')
     state, layout = create_tokenizer_state(objective, optimizer, mesh, key, video_shape, config['ema_decay'])
@@ -52,7 +58,7 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
         params = restore.starting_tokenizer(config['start']['tokenizer_dir'], tokenizer, state.params, mesh)
         state = state.starting_from(params)
     claim_workdir(workdir, config)
-    if jax.process_index() == 0:
+    if first_process():
         print(describe(objective, config))
 
     whole, by_rows = replicated(mesh), batch_sharding(mesh)
@@ -107,6 +113,7 @@ def describe(objective: Objective, config: Mapping[str, Any]) -> str:
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save.
+    join_processes()
     train(CONFIG.value.to_dict(), WORKDIR.value)
 
 

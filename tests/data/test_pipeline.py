@@ -43,24 +43,21 @@ def test_without_shuffle_the_order_is_the_source_order():
     assert drawn(batches(numbers(6), 2, keys=('n',), shuffle=False), 4) == [0, 1, 2, 3, 4, 5, 0, 1]
 
 
-@pytest.mark.parametrize('processes', [1, 2, 4])
+@pytest.mark.parametrize('parts', [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0, 2], [3]], [[1], [1]]], ids=str)
 @pytest.mark.parametrize('threads', [0, 3])
-def test_a_step_reads_the_same_rows_on_any_number_of_processes_and_from_any_start(processes, threads):
-    """Process after process; across the ends of epochs, of which 10 elements have one in the third step."""
-    shared = {'keys': ('n',), 'seed': 3}
+def test_rows_of_a_step_are_the_same_whoever_reads_them_and_from_any_start(parts, threads):
+    """Also rows that do not lie together, and rows that two read; across the ends of epochs, of 10 elements each."""
+    shared = {'keys': ('n',), 'seed': 3, 'threads': threads}
     alone = np.reshape(drawn(batches(numbers(10), 4, **shared), 8), (8, 4))
     for start in (0, 5):
-        local = dict(start=start, process_count=processes, threads=threads)
-        parts = [
-            np.reshape(drawn(batches(numbers(10), 4 // processes, process_index=p, **local, **shared), 3), (3, -1))
-            for p in range(processes)
-        ]
-        np.testing.assert_array_equal(np.concatenate(parts, axis=1), alone[start : start + 3])
+        for rows in parts:
+            read = drawn(batches(numbers(10), 4, start=start, rows=rows, **shared), 3)
+            np.testing.assert_array_equal(np.reshape(read, (3, -1)), alone[start : start + 3, rows])
 
 
 def test_one_pass_gives_every_process_the_same_number_of_full_batches():
-    shared = {'keys': ('n',), 'repeat': False, 'process_count': 2}
-    parts = [list(batches(numbers(23), 4, process_index=p, **shared)) for p in range(2)]
+    shared = {'keys': ('n',), 'repeat': False}
+    parts = [list(batches(numbers(23), 8, rows=rows, **shared)) for rows in (range(4), range(4, 8))]
     assert [[len(batch['n']) for batch in part] for part in parts] == [[4, 4], [4, 4]]
     assert len({int(n) for part in parts for batch in part for n in batch['n']}) == 16
 
@@ -78,7 +75,7 @@ def test_epoch_leaves_nothing_out():
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"\('n', 'label'\) .* \('n', 'twice'\)"):
         batches(numbers(4), 2, keys=('n', 'label'))
-    with pytest.raises(ValueError, match=r'2 .* 2 processes'):
-        batches(numbers(4), 2, keys=('n',), process_index=2, process_count=2)
+    with pytest.raises(ValueError, match=r'rows \[1, 2\] must be some of those of a batch of 2'):
+        batches(numbers(4), 2, keys=('n',), rows=[1, 2])
     with pytest.raises(ValueError, match='no elements'):
         epoch(numbers(0), 2, keys=('n',))

@@ -1,7 +1,11 @@
 """Checkpoints: exact, separable, complete or not there, and a workdir that belongs to one experiment."""
 
+import contextlib
 import json
+import os
+import resource
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +13,7 @@ import numpy as np
 import pytest
 
 from walt.training.checkpoints import (
+    CheckpointError,
     Checkpoints,
     claim_workdir,
     latest_step,
@@ -16,6 +21,7 @@ from walt.training.checkpoints import (
     save_ema,
     saved_config,
 )
+from walt.training.code import code_version
 
 CONFIG = {'seed': 3, 'optimizer': {'name': 'adamw', 'betas': (0.9, 0.99)}}
 
@@ -178,6 +184,120 @@ def test_training_goes_on_with_all_its_averages(several, toy):
     assert_same(restored, state)
 
 
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # Orbax leaves reads that nobody awaits
+def test_a_file_that_was_cut_short_is_told_of_or_was_not_needed_and_never_changes_what_is_restored(run, toy, tmp_path):
+    """Every file in turn. The error says which checkpoint is older and how to go on from it, which then works."""
+    workdir, state = run
+    newest, told = workdir / 'checkpoints' / '2', 0
+    files = sorted(path.relative_to(workdir) for path in newest.rglob('*') if path.is_file())
+    for number, file in enumerate(files):
+        damaged = shutil.copytree(workdir, tmp_path / str(number))
+        os.truncate(damaged / file, (damaged / file).stat().st_size // 2)
+        with Checkpoints(damaged, CONFIG) as checkpoints:
+            try:
+                assert_same(checkpoints.restore_latest(toy.state()), state)
+                continue
+            except CheckpointError as error:
+                message = str(error)
+        told += 1
+        remove = f'rm -r {damaged}/checkpoints/2'
+        assert f'checkpoint 2 in {damaged}/checkpoints cannot be read' in message
+        assert f'to go on from checkpoint 1, remove it: {remove}' in message
+    assert told > 5
+    shutil.rmtree(damaged / 'checkpoints' / '2')
+    with Checkpoints(damaged, CONFIG) as checkpoints:
+        assert checkpoints.restore_latest(toy.state()).step == 1
+
+
+def test_damage_where_nothing_is_older_and_to_what_sampling_reads_is_told_too(run, toy, tmp_path):
+    workdir = shutil.copytree(run[0], tmp_path / 'copy')
+    shutil.rmtree(workdir / 'checkpoints' / '1')
+    for item in ('ema', 'state', 'config'):
+        for path in (workdir / 'checkpoints' / '2' / item).rglob('*'):
+            if path.is_file():
+                os.truncate(path, path.stat().st_size // 2)
+    no_older = {'match': r'checkpoint 2 .*\n.* there is no older one'}
+    with pytest.raises(CheckpointError, **no_older):
+        restore_ema(workdir, abstract_ema(run[1]))
+    with pytest.raises(CheckpointError, **no_older):
+        saved_config(workdir)
+    with Checkpoints(workdir, CONFIG) as checkpoints, pytest.raises(CheckpointError, **no_older):
+        checkpoints.restore_latest(toy.state())
+
+
+LARGE = {'w': np.random.default_rng(0).normal(size=1_000_000).astype(np.float32)}
+
+
+@contextlib.contextmanager
+def full_disk():
+    """Files cannot grow over a megabyte, which to the one who writes them is like a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_save_that_fails_is_told_once_with_what_is_left_and_what_to_do(run, toy, tmp_path):
+    workdir = shutil.copytree(run[0], tmp_path / 'copy')
+    with Checkpoints(workdir, CONFIG) as checkpoints:
+        with pytest.raises(CheckpointError) as failure, full_disk():
+            checkpoints.save(run[1].replace(step=jnp.asarray(3, jnp.int32), params=LARGE))
+            checkpoints.wait()
+        checkpoints.check()
+    message = str(failure.value)
+    assert message.startswith(f'checkpoint 3 cannot be written to {workdir}/checkpoints: ')
+    assert 'File too large' in message and 'checkpoint 2 is whole; make room there' in message
+    assert latest_step(workdir) == 2
+    with Checkpoints(workdir, CONFIG) as checkpoints:
+        assert_same(checkpoints.restore_latest(toy.state()), run[1])
+
+
+def test_a_save_that_fails_in_the_background_is_told_without_waiting_for_it(run, tmp_path):
+    with Checkpoints(tmp_path, CONFIG) as checkpoints, pytest.raises(CheckpointError), full_disk():
+        checkpoints.save(run[1].replace(params=LARGE))
+        for _ in range(1000):
+            checkpoints.check()
+            time.sleep(0.01)
+
+
+def test_a_failed_save_does_not_hide_the_error_that_ended_the_run(run, tmp_path):
+    with pytest.raises(FloatingPointError) as error, full_disk(), Checkpoints(tmp_path, CONFIG) as checkpoints:
+        checkpoints.save(run[1].replace(params=LARGE))
+        raise FloatingPointError
+    (note,) = error.value.__notes__
+    assert 'checkpoint 2 cannot be written' in note and 'there is none before it' in note
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next_run(run, tmp_path):
+    workdir = shutil.copytree(run[0], tmp_path / 'copy')
+    left = shutil.copytree(workdir / 'checkpoints' / '2', workdir / 'checkpoints' / '3.orbax-checkpoint-tmp')
+    with Checkpoints(workdir, CONFIG) as checkpoints:
+        checkpoints.save(run[1].replace(step=jnp.asarray(5, jnp.int32)))
+    assert not left.exists() and latest_step(workdir) == 5
+
+
+def test_a_checkpoint_of_other_code_is_warned_of_and_restored(run, toy, monkeypatch, recwarn):
+    with Checkpoints(run[0], CONFIG) as checkpoints:
+        checkpoints.restore_latest(toy.state())
+    assert not recwarn
+    other = code_version() | {'jax': '0.0.1', 'commit': 'another'}
+    monkeypatch.setattr('walt.training.checkpoints.code_version', lambda: other)
+    with (
+        Checkpoints(run[0], CONFIG) as checkpoints,
+        pytest.warns(UserWarning, match="checkpoint 2 was written by other code:\n  commit: .* 'another' now\n  jax: "),
+    ):
+        assert_same(checkpoints.restore_latest(toy.state()), run[1])
+
+
+def test_a_checkpoint_from_before_code_was_kept_is_restored(run, toy, tmp_path):
+    workdir = shutil.copytree(run[0], tmp_path / 'copy')
+    shutil.rmtree(workdir / 'checkpoints' / '2' / 'code')
+    with Checkpoints(workdir, CONFIG) as checkpoints, pytest.warns(UserWarning, match="walt: 'absent' there"):
+        assert_same(checkpoints.restore_latest(toy.state()), run[1])
+
+
 RUN = {'seed': 0, 'steps': 10, 'mesh': {'data': 1}, 'denoiser': {'width': 8, 'window': (2, 2)}}
 
 
@@ -208,3 +328,12 @@ def test_length_and_machine_may_change_on_the_way(tmp_path):
     claim_workdir(tmp_path, RUN)
     claim_workdir(tmp_path, RUN | {'steps': 20, 'mesh': {'data': 4, 'fsdp': 2}})
     assert json.loads((tmp_path / 'config.json').read_text())['steps'] == 20
+
+
+@pytest.mark.parametrize('workdir', ['file/run', 'link'])
+def test_a_workdir_that_cannot_be_written_to_is_named(tmp_path, workdir):
+    """Below a file, and on a file system that takes nothing: a folder without permissions is no hindrance to root."""
+    (tmp_path / 'file').touch()
+    (tmp_path / 'link').symlink_to('/proc/self')
+    with pytest.raises(OSError, match=f'the workdir {tmp_path}/{workdir} cannot be written to; give another with'):
+        claim_workdir(tmp_path / workdir, RUN)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny import Letters
 
+from walt.parallel.mesh import abstract_mesh
 from walt.training.feed import Texts, process_batches
 
 
@@ -68,7 +69,7 @@ def test_a_batch_with_more_captions_than_are_kept_is_encoded_all_the_same(encode
     np.testing.assert_array_equal(out['text'], Letters().encode(captions)[0])
 
 
-def test_a_batch_that_processes_do_not_divide_is_refused_with_both_values(monkeypatch):
-    monkeypatch.setattr('jax.process_count', lambda: 3)
-    with pytest.raises(ValueError, match='batch_size 4 is not divisible by 3 processes'):
-        process_batches([{'video': 0}], 4)
+def test_a_batch_that_devices_do_not_divide_is_refused_with_both_values():
+    mesh = abstract_mesh(3, data=3)
+    with pytest.raises(ValueError, match='batch_size 4 is not divisible by the 3 devices'):
+        process_batches([{'video': 0}], mesh, 4)

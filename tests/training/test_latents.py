@@ -17,7 +17,6 @@ from walt.parallel.mesh import make_mesh
 from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
 from walt.training.conditions import Conditioning
 from walt.training.denoiser_step import make_denoiser_step
-from walt.training.feed import process_batches
 from walt.training.latents import Encoded, check_latents, describe, encoded, latent_shape, write_latents
 from walt.training.state import State
 
@@ -269,19 +268,3 @@ def test_training_from_latents_has_the_losses_of_training_from_pixels(write, fro
     from_pixels = list(losses(SOURCE, 'video'))
     np.testing.assert_allclose(list(losses(Encoded(write(), 'train'), 'z')), from_pixels, rtol=1e-5)
     assert len(set(from_pixels)) == 3
-
-
-def test_processes_share_a_batch_in_equal_parts(monkeypatch):
-    numbers = [{'n': n} for n in np.arange(12)]
-
-    def first_batches(index):
-        monkeypatch.setattr(jax, 'process_count', lambda: 2)
-        monkeypatch.setattr(jax, 'process_index', lambda: index)
-        dataset = process_batches(numbers, 6, keys=('n',), seed=0)
-        return [batch['n'].tolist() for batch in itertools.islice(dataset, 2)]
-
-    parts = [first_batches(index) for index in range(2)]
-    assert [len(batch) for part in parts for batch in part] == [3] * 4
-    assert sorted(n for part in parts for batch in part for n in batch) == list(range(12))
-    with pytest.raises(ValueError, match=r'batch_size 7 .* 2 processes'):
-        process_batches(numbers, 7, keys=('n',), seed=0)

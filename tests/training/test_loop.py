@@ -1,13 +1,16 @@
 """The loop: it resumes exactly, stops when asked, refuses a loss that is not finite, and logs each step once."""
 
 import json
+import resource
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from walt.training.checkpoints import CheckpointError, latest_step
 from walt.training.loop import fit
 
 CONFIG = {'seed': 0, 'steps': 6, 'log_every': 1, 'validate_every': 3, 'checkpoint_every': 2}
@@ -163,3 +166,26 @@ def test_what_a_checkpoint_measures_is_measured_before_it_is_saved(run):
     assert state.measured['count'] == 3  # at steps 2, 4 and 6
     again = run()
     assert again.measured['count'] == 3
+
+
+def test_a_save_that_failed_stops_the_run_and_the_same_command_goes_on_from_the_one_before(run, toy, tmp_path):
+    """What is measured at step 40 does not fit on the disk; that is told long before step 80, the next to save at."""
+    limits, every = resource.getrlimit(resource.RLIMIT_FSIZE), {'log_every': 40, 'validate_every': 40}
+
+    def measure(state):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+        return state.replace(measured=np.random.default_rng(0).normal(size=1_000_000))
+
+    def step(state, batch, key):
+        assert state.step < 79
+        time.sleep(0.1 if state.step >= 40 else 0)
+        return toy.step(state, batch, key)
+
+    run(steps=38, checkpoint_every=40, **every)
+    try:
+        with pytest.raises(CheckpointError, match=r'checkpoint 40 cannot .*File too large.*\ncheckpoint 38 is whole'):
+            run(step=step, before_save=measure, steps=100, checkpoint_every=40, **every)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert latest_step(tmp_path / 'run') == 38
+    assert_same(run(steps=42, **every), run(workdir='unbroken', steps=42, **every))

@@ -1,5 +1,6 @@
 """The metrics of a run, also of one that was interrupted."""
 
+import errno
 import json
 
 import pytest
@@ -58,3 +59,19 @@ def test_only_the_writing_process_touches_the_disk(tmp_path, write):
     with Metrics(tmp_path, 0, write=write) as metrics:
         metrics.write(1, {'train/loss': 0.5})
     assert any(tmp_path.iterdir()) == write
+
+
+def test_a_line_that_cannot_be_written_names_its_file_also_if_that_cannot_be_closed(tmp_path):
+    class Full:
+        name = 'metrics.jsonl'
+
+        def write(self, line):
+            raise OSError(errno.ENOSPC, 'No space left on device')
+
+        def close(self):
+            raise OSError(errno.ENOSPC, 'closed')
+
+    with pytest.raises(OSError, match=r"No space left on device: 'metrics.jsonl'"), Metrics(tmp_path, 0) as metrics:
+        metrics._lines.close()
+        metrics._lines = Full()
+        metrics.write(1, {'train/loss': 0.5})

@@ -1,11 +1,10 @@
 """From a random-access source to batches: shuffled, repeated, shared among processes, resumable.
 
-    source --shuffle, a new order each epoch--> repeat --> map keys --> batch --every process_count-th batch-->
+    source --shuffle, a new order each epoch--> repeat --> the rows of this process --> map keys --> batch
 
-Every stage is a function of an index: batch s of process p of n is number s n + p of one endless order of small
-batches. So what all processes read in a step, put one after another, is the same for any number of them, and a run
-that goes on needs no more than the number of batches it has had. Batches are made ahead of need by threads; video
-stays uint8 until it is on the device.
+Every stage is a function of an index: row r of batch s is element s B + r of one endless order. So a step has the same
+rows in the same places whatever processes read them, and a run that goes on needs no more than the number of batches it
+has had. Batches are made ahead of need by threads; video stays uint8 until it is on the device.
 """
 
 from collections.abc import Sequence
@@ -22,47 +21,62 @@ def batches(
     shuffle: bool = True,
     repeat: bool = True,
     start: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     threads: int = 4,
 ) -> grain.IterDataset:
-    """Returns full batches, {key: array (batch_size, ...)}; text becomes an array of NumPy strings.
+    """Returns full batches, {key: array (len(rows), ...)}; text becomes an array of NumPy strings.
 
     A pass without `repeat` gives every process the same number of batches and drops what does not fill one in all of
-    them: fewer than batch_size * process_count elements, others in each shuffle.
+    them: fewer than batch_size elements, others in each shuffle.
 
     Args:
         source: elements are dicts of arrays, numbers or text
-        batch_size: elements in a batch of this process
+        batch_size: elements in a batch of all processes
         keys: which entries of an element to keep
         seed: for the shuffle
         shuffle: whether to draw a new order in every epoch
         repeat: whether to go on for ever
-        start: how many batches of every process to leave out
-        process_index, process_count: this process and how many there are
+        start: how many batches to leave out
+        rows: which rows of a batch this process reads, in this order; all by default
         threads: batches made at the same time; twice as many wait to be taken. 0 makes them when asked
 
-    Raises ValueError where a key is missing, where a process is out of range, and where a source without `repeat` is
-    shorter than one batch of all processes.
+    Raises ValueError where a key is missing, where a row is not in the batch, and where a source without `repeat` is
+    shorter than one batch.
     """
     _check(source, batch_size, keys, threads)
-    if not 0 <= process_index < process_count:
-        raise ValueError(f'process_index {process_index} must be one of {process_count} processes')
+    rows = range(batch_size) if rows is None else rows
+    if not rows or not set(rows) <= set(range(batch_size)):
+        raise ValueError(f'rows {list(rows)} must be some of those of a batch of {batch_size}')
     elements = grain.MapDataset.source(source)
     if shuffle:
         elements = elements.shuffle(seed=seed)
     if repeat:
         elements = elements.repeat()
     else:
-        step = batch_size * process_count
-        if len(source) < step:
+        if len(source) < batch_size:
             raise ValueError(
-                f'a source of {len(source)} elements is shorter than one batch of {batch_size} in {process_count} '
-                'process(es), and does not repeat'
+                f'a source of {len(source)} elements is shorter than one batch of {batch_size}, and does not repeat'
             )
-        elements = elements[: len(source) // step * step]
-    batched = _batched(elements, batch_size, keys, drop_remainder=True)
-    return _ahead(batched[start * process_count + process_index :: process_count], threads)
+        elements = elements[: len(source) // batch_size * batch_size]
+    batched = _batched(_Rows(elements[start * batch_size :], batch_size, rows), len(rows), keys, drop_remainder=True)
+    return _ahead(batched, threads)
+
+
+class _Rows(grain.MapDataset):
+    """Of elements that come in batches of `batch_size`, some rows of every batch."""
+
+    def __init__(self, elements: grain.MapDataset, batch_size: int, rows: Sequence[int]):
+        super().__init__(elements)
+        self._batch_size, self._rows = batch_size, tuple(rows)
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index: int | slice):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, place = divmod(index, len(self._rows))
+        return self._parent[batch * self._batch_size + self._rows[place]]
 
 
 def epoch(

@@ -4,16 +4,22 @@
     ema      averaged parameters and what was measured: all that sampling needs
     ema_0.9  the same of another decay, an item each; `ema` is of the configuration's first
     config   the configuration of the run
+    code     versions of what wrote it (`code_version`)
 
 The position in the data is the step: every step takes one batch, and which one is a function of its number. So a run
 may go on with another number of processes.
 
 A checkpoint appears under its number when it is complete, so a run that is killed while saving goes on from the one
-before.
+before. A save that fails, because the disk is full for example, stops the run at the step it is at by then, and leaves
+the one before as it was. A checkpoint that cannot be read, because a file of it was cut short, is never passed over
+without a word: the error says which older one there is, and what to remove to go on from that.
 """
 
+import contextlib
 import json
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +27,13 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from walt.parallel.distributed import first_process, wait_for_all
+from walt.training.code import code_version
 from walt.training.state import State, decay_name, ema_decays
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read. Says why, what is left, and what to do."""
 
 
 class Checkpoints:
@@ -34,31 +46,69 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, config: Mapping[str, Any], keep: int = 2):
-        self._config = dict(config)
+        self._workdir, self._config = workdir, dict(config)
+        policy = preservation_policy.LatestN(keep)
         self._manager = _manager(
-            workdir, ocp.CheckpointManagerOptions(preservation_policy=preservation_policy.LatestN(keep))
+            workdir, ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
         )
+        self._thread, self._saving, self._failed = ThreadPoolExecutor(1), None, False
 
     def save(self, state: State) -> None:
-        """Saves in the background; does nothing for a step that is there already."""
+        """Saves in the background, after the save before; does nothing for a step that is there already.
+
+        Raises:
+            CheckpointError: if this or the one before fails.
+        """
+        self.wait()
         step = int(state.step)
         if step in self._manager.all_steps():
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
-        items['config'] = ocp.args.JsonSave(self._config)
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        items |= {'config': ocp.args.JsonSave(self._config), 'code': ocp.args.JsonSave(code_version())}
+        with self._writing(step):
+            self._manager.save(step, args=ocp.args.Composite(**items))
+        self._saving: tuple[int, Future] | None = step, self._thread.submit(self._manager.wait_until_finished)
+
+    def check(self) -> None:
+        """Raises `CheckpointError` if the save in the background has failed; does not wait for it."""
+        if self._saving and self._saving[1].done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when nothing is being saved any more. Raises `CheckpointError` if that failed."""
+        if self._saving:
+            (step, done), self._saving = self._saving, None
+            with self._writing(step):
+                done.result()
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        """Turns whatever Orbax meets while it writes, of any class, into one error that says what to do."""
+        try:
+            yield
+        except Exception as error:
+            self._failed = True
+            newest = latest_step(self._workdir)
+            left = 'there is none before it' if newest is None else f'checkpoint {newest} is whole'
+            raise CheckpointError(
+                f'checkpoint {step} cannot be written to {self._manager.directory}: {_reason(error)}\n{left}; '
+                'make room there, or make it writable, and the same command goes on from the newest'
+            ) from error
 
     def restore_latest(self, state: State) -> State:
-        """The newest state, laid out as `state` is; `state` if there is none.
+        """The newest state, laid out as `state` is; `state` if there is none. Warns if other code wrote it.
 
         Raises:
             ValueError: if the checkpoint has a discriminator and `state` has none, or the other way round.
+            CheckpointError: if it cannot be read.
         """
         step = self._manager.latest_step()
         if step is None:
             return state
         abstract = _items(jax.tree.map(ocp.utils.to_shape_dtype_struct, state))
-        saved = ocp.StandardCheckpointHandler().metadata(self._manager.directory / str(step) / 'state')
+        folder = self._manager.directory / str(step)
+        with _reading(self._manager, step):
+            saved = ocp.StandardCheckpointHandler().metadata(folder / 'state')
         there = 'adversary' in saved.tree
         if there != ('adversary' in abstract['state']):
             has = {True: 'has a discriminator', False: 'has no discriminator'}
@@ -67,7 +117,11 @@ class Checkpoints:
                 'start.tokenizer_dir goes on from its tokenizer with a new one'
             )
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        if (folder / 'code').exists():
+            items['code'] = ocp.args.JsonRestore()
+        with _reading(self._manager, step):
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        _compare_code(step, restored.get('code'))
         more_ema = state.more_ema and {name: restored[_item(name)]['params'] for name in state.more_ema}
         averaged = restored['ema']
         return state.replace(
@@ -77,9 +131,16 @@ class Checkpoints:
     def __enter__(self) -> 'Checkpoints':
         return self
 
-    def __exit__(self, *_) -> None:
-        """Waits for the last save."""
-        self._manager.close()
+    def __exit__(self, kind, error, traceback) -> None:
+        """Waits for the last save. That it fails does not hide the error that ended the block, but adds to it."""
+        try:
+            self.wait()
+        except CheckpointError as failure:
+            if error is None:
+                raise
+            error.add_note(str(failure))
+        if not self._failed:
+            self._manager.close()  # which would raise once more what a save failed of
 
 
 def _items(state: State) -> dict[str, Any]:
@@ -98,6 +159,34 @@ def _item(name: str) -> str:
     return f'ema_{name}'
 
 
+def _reason(error: Exception) -> str:
+    """The first line of what Orbax or TensorStore say, without their traces."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def _reading(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
+    """Turns whatever Orbax meets while it reads, `Exception` itself among it, into one error that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        older = max((other for other in manager.all_steps() if other < step), default=None)
+        advice = 'there is no older one: train again in a new workdir'
+        if older is not None:
+            advice = f'to go on from checkpoint {older}, remove it: rm -r {manager.directory / str(step)}'
+        raise CheckpointError(
+            f'checkpoint {step} in {manager.directory} cannot be read: {_reason(error)}\n'
+            f'if it is damaged and not of another configuration, {advice}'
+        ) from error
+
+
+def _compare_code(step: int, there: Mapping[str, Any] | None) -> None:
+    """Warns if a checkpoint was written by other code: then what follows need not be what an unbroken run does."""
+    changed = differences(there or {}, code_version())
+    if changed and first_process():
+        warnings.warn(f'checkpoint {step} was written by other code:\n' + '\n'.join(changed), stacklevel=3)
+
+
 def restore_ema(
     workdir: str | Path, abstract: Any, step: int | None = None, decay: float | None = None
 ) -> tuple[dict[str, Any], int]:
@@ -109,6 +198,7 @@ def restore_ema(
     Raises:
         FileNotFoundError: if there is no checkpoint, or not the step asked for (the steps that are there are named).
         ValueError: if there is no average of this decay (those that are there are named).
+        CheckpointError: if it cannot be read.
     """
     item = 'ema'
     if decay is not None:
@@ -118,7 +208,8 @@ def restore_ema(
         item = 'ema' if decay == there[0] else _item(decay_name(decay))
     with _manager(workdir, ocp.CheckpointManagerOptions(read_only=True)) as manager:
         step = _existing_step(workdir, manager, step)
-        restored = manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)}))
+        with _reading(manager, step):
+            restored = manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)}))
     return restored[item], step
 
 
@@ -126,7 +217,8 @@ def saved_config(workdir: str | Path, step: int | None = None) -> dict[str, Any]
     """The configuration in a checkpoint, the newest if no step is given; raises as `restore_ema` does."""
     with _manager(workdir, ocp.CheckpointManagerOptions(read_only=True)) as manager:
         step = _existing_step(workdir, manager, step)
-        return manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))['config']
+        with _reading(manager, step):
+            return manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))['config']
 
 
 def save_ema(workdir: str | Path, averaged: Mapping[str, Any], config: Mapping[str, Any], step: int) -> None:
@@ -135,7 +227,8 @@ def save_ema(workdir: str | Path, averaged: Mapping[str, Any], config: Mapping[s
     `config['ema_decay']` is the decay of this one average.
     """
     with _manager(workdir, ocp.CheckpointManagerOptions()) as manager:
-        items = dict(ema=ocp.args.StandardSave(dict(averaged)), config=ocp.args.JsonSave(dict(config)))
+        items = {'ema': ocp.args.StandardSave(dict(averaged)), 'config': ocp.args.JsonSave(dict(config))}
+        items['code'] = ocp.args.JsonSave(code_version())
         manager.save(step, args=ocp.args.Composite(**items))
 
 
@@ -156,6 +249,7 @@ def claim_workdir(workdir: str | Path, config: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: if another configuration wrote it, naming each difference with both values.
+        OSError: if the workdir cannot be written to.
     """
     path = Path(workdir) / 'config.json'
     config = json.loads(json.dumps(config))
@@ -163,9 +257,16 @@ def claim_workdir(workdir: str | Path, config: Mapping[str, Any]) -> None:
         changed = differences(json.loads(path.read_text()), config, FREE_KEYS)
         if changed:
             raise ValueError(f'{workdir} was written by another configuration:\n' + '\n'.join(changed))
-    if jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(config, indent=2) + '\n')
+    if first_process():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_name('.config.json.unfinished')
+            unfinished.write_text(json.dumps(config, indent=2) + '\n')
+            unfinished.replace(path)
+        except OSError as error:
+            advice = f'the workdir {workdir} cannot be written to; give another with --workdir, or make room there'
+            raise OSError(error.errno, f'{error.strerror}: {advice}') from error
+    wait_for_all('workdir claimed')
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = ()) -> list[str]:

@@ -3,20 +3,23 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import grain
-import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from walt.data.pipeline import batches
+from walt.parallel.mesh import check_batch
+from walt.parallel.shard import process_rows
 
 
-def process_batches(source, batch_size: int, **options) -> grain.IterDataset:
-    """This process's rows of batches of `batch_size` rows over all processes; options as `data.pipeline.batches`."""
-    processes = jax.process_count()
-    if batch_size % processes:
-        raise ValueError(f'batch_size {batch_size} is not divisible by {processes} processes')
-    return batches(
-        source, batch_size // processes, process_index=jax.process_index(), process_count=processes, **options
-    )
+def process_batches(source, mesh: Mesh, batch_size: int, **options) -> grain.IterDataset:
+    """Of batches of `batch_size` rows, those rows that `put_batch` takes from this process; options as
+    `data.pipeline.batches`.
+
+    Raises:
+        ValueError: if the devices that share a batch do not divide it.
+    """
+    check_batch(mesh, batch_size)
+    return batches(source, batch_size, rows=process_rows(mesh, batch_size), **options)
 
 
 class Texts:

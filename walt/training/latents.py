@@ -7,7 +7,8 @@
     label, ...                                  label, ...
 
 Every shard is encoded by itself, in batches of one size that start at its first clip (the last is filled up). So one
-process or several, at a stretch or interrupted, write the same bytes.
+process or several, at a stretch or interrupted, write the same bytes, as long as a device is given as many clips at a
+time; otherwise they may differ by roundings.
 """
 
 import dataclasses
@@ -22,15 +23,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from walt.data.encoded import FORMAT, NULL_TEXT, Encoded
 from walt.data.pipeline import epoch
 from walt.data.records import MANIFEST, keys_of, pack, shards_of, write_shard
+from walt.parallel.distributed import fetch, first_process, local_mesh, wait_for_all
 from walt.parallel.mesh import check_batch
-from walt.parallel.rules import activate
+from walt.parallel.rules import activate, replicated
 from walt.parallel.shard import put_batch
 from walt.tokenizer.frozen import FrozenTokenizer
 from walt.training.checkpoints import differences
@@ -62,22 +63,23 @@ def write_latents(
         'z': frozen.encode(batch['video'])
     },
     text: EncodeText | None = None,
-    worker: int = 0,
-    workers: int = 1,
+    worker: int | None = None,
+    workers: int | None = None,
 ) -> None:
     """Encodes a source into shards under ROOT/SPLIT, those that are not there yet; `Encoded(root, split)` reads them.
 
     Args:
         origin: plain values that say what the latents are made of: `data`, the source's section; `tokenizer`, with the
             `checkpoint` it is from; `text`, of the text encoder. Kept in the manifest.
-        mesh: devices that share a batch.
-        batch_size: clips encoded together.
+        mesh: devices that share a batch. Among several processes each encodes shards of its own on its own devices.
+        batch_size: clips encoded together; among several processes, by all of them.
         clips: how many, from the first on; all by default.
         shard_size: clips in a shard.
         dtype: of the latents on disk, one of `DTYPES`.
         encode: (tokenizer, the pixels of a batch) -> latents by name, among them `z`; compiled.
         text: of captions; embeddings are kept as float16, and those of '' in `null_text.npz`.
-        worker, workers: this process writes the shards worker, worker + workers, ...; each is a program of its own.
+        worker, workers: this process writes the shards worker, worker + workers, ...; each is a program of its own. By
+            default they are the processes of this program.
 
     Raises:
         ValueError: if the folder was begun with something else than this, naming each difference with both values; on
@@ -86,10 +88,12 @@ def write_latents(
     """
     if dtype not in DTYPES:
         raise ValueError(f'unknown dtype {dtype!r}; choices: {DTYPES}')
+    worker, workers = jax.process_index() if worker is None else worker, workers or jax.process_count()
     if not 0 <= worker < workers:
         raise ValueError(f'worker {worker} must be one of {workers} workers, counted from 0')
-    if jax.process_count() > 1:
-        raise ValueError(f'latents are written by single processes, but this program has {jax.process_count()}')
+    if jax.process_count() > 1 and (worker, workers) != (jax.process_index(), jax.process_count()):
+        here = f'process {jax.process_index()} of {jax.process_count()}'
+        raise ValueError(f'this is {here}, which cannot be worker {worker} of {workers}')
     if (text is None) == ('text' in origin):
         raise ValueError(f"a text encoder and what it is, origin['text'], come together; origin has {sorted(origin)}")
     check_batch(mesh, batch_size)
@@ -108,6 +112,10 @@ def write_latents(
     }
     claim = json.loads(json.dumps(claim))
     _check_claim(folder, claim)
+    if jax.process_count() > 1:
+        mesh, rows_per_device = local_mesh(), max(1, batch_size // jax.device_count())
+        batch_size = rows_per_device * jax.local_device_count()
+        frozen = jax.device_put(fetch(frozen), replicated(mesh))
     todo = [i for i in range(worker, len(shards), workers) if not (folder / shards[i]['file']).exists()]
 
     @jax.jit
@@ -126,7 +134,8 @@ def write_latents(
             raise ValueError(f'keys {doubled} are given twice, by two of {[sorted(part) for part in parts]}')
         return {key: rows for part in parts for key, rows in part.items()}
 
-    with activate(mesh), tqdm(desc='encode', total=sum(shards[i]['clips'] for i in todo), unit='clip') as bar:
+    clips_todo = sum(shards[i]['clips'] for i in todo)
+    with activate(mesh), tqdm(desc='encode', total=clips_todo, unit='clip', disable=not first_process()) as bar:
         for i in todo:
             part = _Part(source, i * shard_size, shards[i]['clips'])
             elements = _elements(part, batch_size, encode_batch)
@@ -135,6 +144,7 @@ def write_latents(
             _claim(folder, claim | {'keys': keys, 'shards': shards}, texts, worker)
             records = (pack(element, keys) for element in itertools.chain([first], elements))
             write_shard(folder / shards[i]['file'], _counted(records, bar))
+    wait_for_all(f'{split} encoded')
 
 
 def encoded(root: str | Path, split: str, frozen: FrozenTokenizer, source, **options) -> Encoded:
@@ -159,10 +169,10 @@ def describe(frozen: FrozenTokenizer) -> dict[str, Any]:
     """What tells a tokenizer from others: `checksum` of parameters and norm; and the norm, `mean` and `std`."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path({'params': frozen.params, 'norm': frozen.norm}):
-        array = multihost_utils.process_allgather(leaf, tiled=True)
+        array = fetch(leaf)
         digest.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n'.encode())
         digest.update(np.ascontiguousarray(array).tobytes())
-    mean_C, std_C = (np.asarray(moment).tolist() for moment in (frozen.norm.mean_C, frozen.norm.std_C))
+    mean_C, std_C = (fetch(moment).tolist() for moment in (frozen.norm.mean_C, frozen.norm.std_C))
     return {'checksum': digest.hexdigest(), 'mean': mean_C, 'std': std_C}
 
 

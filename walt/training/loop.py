@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from walt.parallel.distributed import first_process
 from walt.randomness import stream
 from walt.training.checkpoints import Checkpoints
 from walt.training.interrupt import Interrupt
@@ -49,33 +50,37 @@ def fit(
 
     Raises:
         FloatingPointError: if a metric of a step is not finite, naming step and value; nothing is saved from then on.
-        SystemExit: with code 128 + signal number, after saving, if SIGTERM or Ctrl-C asked to stop.
+        CheckpointError: if a checkpoint cannot be read, or at the step by which one could not be written.
+        SystemExit: with code 128 + signal number, after saving, if SIGTERM or Ctrl-C asked to stop. Among several
+            processes it is enough that one is asked: all save at one step and end with 143.
     """
     steps, key = config['steps'], jax.random.key(config['seed'])
     with Checkpoints(workdir, config) as checkpoints, Interrupt() as interrupt:
         state = checkpoints.restore_latest(state)
         first = int(state.step)
         rows = batches(first)
-        with Metrics(workdir, first, write=jax.process_index() == 0) as metrics, _progress(first, steps) as bar:
+        with Metrics(workdir, first, write=first_process()) as metrics, _progress(first, steps) as bar:
             window = Window(metrics, bar, config['log_every'])
             for step in range(first + 1, steps + 1):
                 last = step == steps
+                checkpoints.check()
                 state, values = train_step(state, put_batch(next(rows)), stream(key, 'train', step))
                 window.push(step, values)
                 if last or step % config['validate_every'] == 0:
                     window.flush()
                     metrics.write(step, {f'validation/{name}': value for name, value in validate(state).items()})
-                if last or step % config['checkpoint_every'] == 0 or interrupt.signal:
+                stop = interrupt.asks(step)
+                if last or step % config['checkpoint_every'] == 0 or stop:
                     window.flush()
-                    if last or interrupt.signal:
+                    if last or stop:
                         window.write(step)
                     state = before_save(state)
                     checkpoints.save(state)
-                if interrupt.signal and not last:
-                    bar.write(
-                        f'{interrupt.signal.name} at step {step}, which is saved; the same command goes on from there'
-                    )
-                    raise SystemExit(128 + interrupt.signal)
+                if stop and not last:
+                    checkpoints.wait()
+                    if first_process():
+                        bar.write(f'{stop.name} at step {step}, which is saved; the same command goes on from there')
+                    raise SystemExit(128 + stop)
     return state
 
 
@@ -128,5 +133,5 @@ def _progress(first: int, steps: int) -> tqdm:
         unit='step',
         dynamic_ncols=True,
         mininterval=0.5 if sys.stderr.isatty() else 15,
-        disable=jax.process_index() != 0,
+        disable=not first_process(),
     )

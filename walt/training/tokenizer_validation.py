@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from walt.data.contact_sheet import contact_sheet
+from walt.parallel.distributed import fetch
 from walt.tokenizer.autoencoder import Tokenizer
 from walt.tokenizer.bottleneck import code_counts, code_metrics
 from walt.tokenizer.pixels import from_uint8, to_uint8
@@ -40,17 +41,18 @@ def make_tokenizer_validation(tokenizer: Tokenizer):
         if perceptual is not None:
             means['perceptual'] = perceptual(*(x.reshape(-1, *x.shape[2:]) for x in (real, fake))).mean()
         counts_K = code_counts(bottled.codes_BTHW, size) if size else 0
-        return means, counts_K, to_uint8(fake[:_CLIPS])
+        return means, counts_K, video_BTHWC[:_CLIPS], to_uint8(fake[:_CLIPS])
 
     def validate(params, perceptual, batches: Iterable[jax.Array]) -> dict[str, float | np.ndarray]:
         all_means, counts_K = [], 0
         for number, video_BTHWC in enumerate(batches):
-            means, counts_of_batch_K, fake = examine(params, perceptual, video_BTHWC)
+            means, counts_of_batch_K, real, fake = examine(params, perceptual, video_BTHWC)
             all_means.append(means)
             counts_K += counts_of_batch_K
             if number == 0:
-                pair = np.stack([np.asarray(video_BTHWC[:_CLIPS]), np.asarray(fake)], axis=1)
-        means = jax.tree.map(lambda *values: np.mean(values, axis=0), *all_means)
+                pair = np.stack(fetch([real, fake]), axis=1)
+        means = jax.tree.map(lambda *values: np.mean(values, axis=0), *fetch(all_means))
+        counts_K = fetch(counts_K)
         mean_C, square_C = means.pop('latent_mean'), means.pop('latent_square')
         std_C = np.sqrt(np.maximum(square_C - np.square(mean_C), 0))
         channels = range(tokenizer.latent_channels)
