@@ -54,6 +54,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     config.ema_decay = 0.99
     config.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)
     config.accumulation = 1
+    config.non_finite = 'stop'
     config.log_every = 20
     config.checkpoint_every = 250
     config.validate_every = 250

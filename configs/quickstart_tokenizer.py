@@ -47,6 +47,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     config.latent_norm_batches = 32
     config.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)
     config.accumulation = 1
+    config.non_finite = 'stop'
     config.log_every = 20
     config.checkpoint_every = 100
     config.validate_every = 100

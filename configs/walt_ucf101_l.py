@@ -58,6 +58,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     config.ema_decay = 0.9999
     config.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)
     config.accumulation = 1
+    config.non_finite = 'stop'
     config.log_every = 50
     config.checkpoint_every = 1000
     config.validate_every = 5000

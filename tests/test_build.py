@@ -23,6 +23,7 @@ from walt.diffusion.schedules import ContinuousLinear, Cosine, DiscreteLinear, R
 from walt.diffusion.steppers import Ddim, DpmSolverPlusPlus2M, Heun
 from walt.generation.stage import Stage
 from walt.parallel.mesh import make_mesh
+from walt.tasks import latent_batch
 from walt.tokenizer.autoencoder import Tokenizer
 from walt.training.denoiser_step import make_denoiser_step
 from walt.training.state import create
@@ -118,7 +119,7 @@ def test_every_config_builds_its_objects_and_its_smoke_mode_takes_a_step_in_shap
         assert brought or denoiser.classes in (0, source.num_classes)
         schedule, sampler = build.schedule(config['schedule']), build.sampler(config['sampler'])
         loss, conditioning = build.loss(config['loss'], schedule), build.conditioning(config['conditioning'], schedule)
-        batch = binary('plan').latent_batch(denoiser, config['batch_size'], config['data'].get('stacks', 1))
+        batch = latent_batch(denoiser, config['batch_size'], config['data'].get('stacks', 1))
         whole_step = make_denoiser_step(denoiser, loss, optimizer, config['ema_decay'], conditioning)
         null_text = build.abstract_null_text(denoiser)
         if mode == 'smoke' and denoiser.text_shape:
@@ -165,7 +166,7 @@ def test_an_unknown_mode_is_refused_with_the_choices(name):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_the_smoke_mode_is_a_few_steps_with_everything_in_them_on_any_machine(name):
     smoke = get_config(name, 'smoke')
-    assert smoke.mesh.to_dict() == dict(data=-1, fsdp=1, tensor=1)
+    assert smoke.mesh.to_dict() == dict(data=-1, fsdp=1, context=1, tensor=1) and smoke.accumulation == 1
     assert smoke.steps <= 10 and smoke.batch_size <= 8
     for every in ('log_every', 'checkpoint_every', 'validate_every'):
         assert smoke[every] < smoke.steps, every

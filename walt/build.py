@@ -62,7 +62,7 @@ GUIDANCE_SCALES = {'power_cosine': PowerCosine, 'interval': Interval}
 OPTIMIZERS = {'adamw': adamw, 'adafactor': adafactor, 'muon': muon}
 
 _RUN_KEYS = {'seed', 'batch_size', 'steps', 'data', 'tokenizer', 'optimizer', 'ema_decay', 'dtype', 'mesh'}
-_RUN_KEYS |= {'accumulation', 'log_every', 'checkpoint_every', 'validate_every', 'validation_batches'}
+_RUN_KEYS |= {'accumulation', 'non_finite', 'log_every', 'checkpoint_every', 'validate_every', 'validation_batches'}
 TOKENIZER_KEYS = _RUN_KEYS | {'losses', 'perceptual', 'discriminator', 'start', 'latent_norm_batches'}
 DENOISER_KEYS = _RUN_KEYS - {'tokenizer'} | {'tokenizer_dir', 'cache_latents', 'text', 'denoiser', 'start'}
 DENOISER_KEYS |= {'schedule', 'loss', 'conditioning', 'sampler'}

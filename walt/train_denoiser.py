@@ -36,15 +36,20 @@ from walt.training.denoiser_step import make_denoiser_step, make_validation_loss
 from walt.training.feed import Texts, process_batches
 from walt.training.latents import encoded, latent_shape
 from walt.training.loop import fit
+from walt.training.profile import parse_steps
 from walt.training.state import State, create
 
 CONFIG = build.config_flag()
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, configuration.', required=True)
+PROFILE = flags.DEFINE_string('profile', '', 'START:STOP traces these steps, counted from 1, into WORKDIR/profile.')
 join_processes = processes_flags()
 
 
-def train(config: Mapping[str, Any], workdir: str) -> State:
-    """Trains to `config['steps']` and returns the last state. Errors of the configuration come before training."""
+def train(config: Mapping[str, Any], workdir: str, profile: range = range(0)) -> State:
+    """Trains to `config['steps']` and returns the last state; traces the steps of `profile`.
+
+    Errors of the configuration come before training.
+    """
     build.check_keys(config, build.DENOISER_KEYS)
     mesh = make_mesh(**config['mesh'])
     check_batch(mesh, config['batch_size'], config['accumulation'])
@@ -125,6 +130,7 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
             config=config,
             put_batch=put,
             validate=validate,
+            profile=profile,
         )
 
 
@@ -200,8 +206,9 @@ def check_given(denoiser, conditioning) -> None:
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save.
+    profile = parse_steps(PROFILE.value)
     join_processes()
-    train(CONFIG.value.to_dict(), WORKDIR.value)
+    train(CONFIG.value.to_dict(), WORKDIR.value, profile)
 
 
 if __name__ == '__main__':

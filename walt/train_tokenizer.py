@@ -27,17 +27,22 @@ from walt.tokenizer.pixels import check_brightness, from_uint8
 from walt.training.checkpoints import claim_workdir, latest_step
 from walt.training.feed import process_batches
 from walt.training.loop import fit
+from walt.training.profile import parse_steps
 from walt.training.state import State
 from walt.training.tokenizer_step import create_tokenizer_state, make_tokenizer_step
 from walt.training.tokenizer_validation import make_tokenizer_validation
 
 CONFIG = build.config_flag()
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, configuration.', required=True)
+PROFILE = flags.DEFINE_string('profile', '', 'START:STOP traces these steps, counted from 1, into WORKDIR/profile.')
 join_processes = processes_flags()
 
 
-def train(config: Mapping[str, Any], workdir: str) -> State:
-    """Trains to `config['steps']` and returns the last state. Errors of the configuration come before training."""
+def train(config: Mapping[str, Any], workdir: str, profile: range = range(0)) -> State:
+    """Trains to `config['steps']` and returns the last state; traces the steps of `profile`.
+
+    Errors of the configuration come before training.
+    """
     build.check_keys(config, build.TOKENIZER_KEYS)
     mesh = make_mesh(**config['mesh'])
     check_batch(mesh, config['batch_size'], config['accumulation'])
@@ -95,6 +100,7 @@ def train(config: Mapping[str, Any], workdir: str) -> State:
             put_batch=functools.partial(put_batch, mesh),
             validate=validate,
             before_save=measure_latents,
+            profile=profile,
         )
 
 
@@ -113,8 +119,9 @@ def describe(objective: Objective, config: Mapping[str, Any]) -> str:
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save.
+    profile = parse_steps(PROFILE.value)
     join_processes()
-    train(CONFIG.value.to_dict(), WORKDIR.value)
+    train(CONFIG.value.to_dict(), WORKDIR.value, profile)
 
 
 if __name__ == '__main__':

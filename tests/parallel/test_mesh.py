@@ -47,7 +47,13 @@ def tpus(slices: int, each: int):
     """Devices of a multi-slice job, as JAX lists them."""
     return [
         SimpleNamespace(
-            platform='tpu', device_kind='TPU v4', id=s * each + i, slice_index=s, process_index=s, coords=(i, 0, 0)
+            platform='tpu',
+            device_kind='TPU v4',
+            id=s * each + i,
+            slice_index=s,
+            process_index=s,
+            coords=(i, 0, 0),
+            core_on_chip=0,
         )
         for s in range(slices)
         for i in range(each)

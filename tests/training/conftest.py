@@ -10,6 +10,7 @@ import pytest
 
 from walt.data.pipeline import batches
 from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
+from walt.training.guard import keep_finite
 from walt.training.state import State
 
 OPTIMIZER = optax.adam(0.1)
@@ -32,7 +33,8 @@ def train_step(state, batch, key):
         return jnp.square(params['w'] - batch['x'].mean() - jax.random.normal(key, (3,))).mean()
 
     value, gradients = jax.value_and_grad(loss)(state.params)
-    return state.apply(gradients, OPTIMIZER, 0.9), {'loss': value, 'step': state.step + 1.0}
+    metrics = {'loss': value, 'step': state.step + 1.0}
+    return keep_finite(state, state.apply(gradients, OPTIMIZER, 0.9), metrics, gradients)
 
 
 @pytest.fixture(scope='session')

@@ -62,7 +62,36 @@ def test_a_step_has_the_loss_at_its_key_and_the_norm_of_its_gradient(step, valid
     np.testing.assert_allclose(metrics['loss'], validation_loss(state.params, None, null, key), rtol=1e-5)
     difference = jax.tree.map(lambda new, old: (old - new) / 0.1, after.params, state.params)
     np.testing.assert_allclose(metrics['gradient_norm'], optax.global_norm(difference), rtol=1e-3)
-    assert after.step == 1 and set(metrics) == {'loss', 'gradient_norm'}
+    assert after.step == 1 and set(metrics) == {'loss', 'loss_by_time', 'gradient_norm', 'bad', 'bad_tensors'}
+
+
+def test_the_loss_by_time_is_of_all_rows_and_sums_to_the_loss(step, state, batch):
+    _, metrics = step(state, None, batch, jax.random.key(2))
+    total, count = metrics['loss_by_time'].sum(1)
+    assert count == 4
+    np.testing.assert_allclose(total / 4, metrics['loss'], rtol=1e-6)
+
+
+@pytest.mark.parametrize('parts', [2, 4])
+def test_a_step_in_micro_batches_is_the_step_of_the_whole_batch(parts, step, small_denoiser, state, batch):
+    in_parts = jax.jit(make_denoiser_step(small_denoiser.module, LOSS, OPTIMIZER, 0.9, ALL_DROPPED, parts))
+    (after, metrics), (same, same_metrics) = (f(state, None, batch, jax.random.key(2)) for f in (step, in_parts))
+    for name in ('loss', 'gradient_norm'):
+        np.testing.assert_allclose(same_metrics[name], metrics[name], rtol=1e-5)
+    np.testing.assert_allclose(parts * same_metrics['loss_by_time'], metrics['loss_by_time'], rtol=1e-5)
+    moved = jax.tree.map(lambda new, old: new - old, after.params, state.params)
+    jax.tree.map(
+        lambda a, b, move: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(move).max() + 1e-7),
+        same.params,
+        after.params,
+        moved,
+    )
+
+
+def test_a_batch_that_micro_batches_do_not_divide_is_refused_with_both(small_denoiser, state, batch):
+    step = make_denoiser_step(small_denoiser.module, LOSS, OPTIMIZER, 0.9, ALL_DROPPED, 3)
+    with pytest.raises(ValueError, match=r'4 rows .* 3 micro-batches'):
+        jax.eval_shape(step, state, None, batch, jax.random.key(2))
 
 
 def test_another_key_draws_other_times_and_noise(step, state, batch):
@@ -99,7 +128,7 @@ def test_the_losses_of_clips_and_of_pictures_are_told_apart(joint, frozen):
         step(state_of(joint.params), frozen, batch, jax.random.key(1))[1] for batch in (joint.batch, others)
     )
     for metrics in (first, other):
-        assert set(metrics) == {'loss', 'gradient_norm', 'loss_images', 'loss_clips'}
+        assert set(metrics) >= {'loss', 'gradient_norm', 'loss_images', 'loss_clips'}
         halves = (metrics['loss_images'] + metrics['loss_clips']) / 2
         np.testing.assert_allclose(metrics['loss'], halves, rtol=1e-5)
     np.testing.assert_allclose(first['loss_clips'], other['loss_clips'], rtol=1e-5)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from walt.training.guard import counts, counts_unless, finite, first_bad, good, keep_finite
+from walt.training.guard import Guard, counts, counts_unless, finite, first_bad, good, keep_finite, what_was_bad
 from walt.training.state import State
 
 BAD = [float('nan'), float('inf'), -float('inf')]
@@ -91,12 +91,15 @@ def guarded():
 
     def step(state, batch):
         value, gradients = jax.value_and_grad(lambda params: jnp.square(params['w'] - batch).mean())(state.params)
-        metrics = {'loss': value, 'gradient_norm': optax.global_norm(gradients), 'counts': counts(gradients)}
-        return state.apply(gradients, optimizer, (0.9, 0.99)), metrics
+        metrics = {'loss': value, 'gradient_norm': optax.global_norm(gradients)}
+        return state.apply(gradients, optimizer, (0.9, 0.99)), metrics, gradients
+
+    def guarded(state, batch):
+        return keep_finite(state, *step(state, batch))
 
     params = {'w': jnp.arange(3.0)}
     state = State(jnp.int32(4), params, optimizer.init(params), params, None, None, {'0.99': params})
-    return jax.jit(step), jax.jit(keep_finite(step), donate_argnums=0), state
+    return jax.jit(lambda state, batch: step(state, batch)[:2]), jax.jit(guarded, donate_argnums=0), state
 
 
 def same(state, other):
@@ -120,7 +123,7 @@ def test_a_bad_step_changes_nothing_but_its_number(value, guarded):
     kept, metrics = with_guard(copied(state), value)
     assert metrics['bad'] == 1 and kept.step == state.step + 1
     assert same(kept.replace(step=state.step), state)
-    assert first_bad(state.params, metrics['counts']).startswith('w (3,)')
+    assert first_bad(state.params, metrics['bad_tensors']).startswith('w (3,)')
 
 
 def test_what_follows_a_bad_step_is_as_if_it_had_not_been(guarded):
@@ -128,3 +131,31 @@ def test_what_follows_a_bad_step_is_as_if_it_had_not_been(guarded):
     after, _ = with_guard(with_guard(copied(state), np.nan)[0], 2.0)
     expected, _ = step(state.replace(step=state.step + 1), 2.0)
     assert same(after, expected)
+
+
+def test_what_was_bad_names_the_metric_the_step_and_the_tensor(guarded):
+    _, with_guard, state = guarded
+    _, metrics = with_guard(copied(state), np.nan)
+    told = what_was_bad(5, jax.device_get(metrics), state.params)
+    assert told.startswith('the loss of step 5 is nan; gradient of w (3,): 3 NaN')
+
+
+def test_too_many_bad_steps_without_a_checkpoint_between_them_stop_a_run():
+    guard = Guard('skip', most=2)
+    for _ in range(2):
+        assert guard.after_bad('bad', 'state', None) == 'state'
+    guard.saved()
+    for _ in range(2):
+        guard.after_bad('bad', 'state', None)
+    with pytest.raises(FloatingPointError, match='bad; 3 bad steps'):
+        guard.after_bad('bad', 'state', None)
+
+
+def test_without_a_checkpoint_there_is_nothing_to_go_back_to():
+    with pytest.raises(FloatingPointError, match='bad; there is no checkpoint'):
+        Guard('rollback').after_bad('bad', 'state', lambda state: state)
+
+
+def test_another_policy_is_refused():
+    with pytest.raises(ValueError, match=r"one of .*'rollback'.*, not 'ignore'"):
+        Guard('ignore')

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from walt.randomness import stream
 from walt.training.checkpoints import CheckpointError, latest_step
 from walt.training.loop import fit
 
-CONFIG = {'seed': 0, 'steps': 6, 'log_every': 1, 'validate_every': 3, 'checkpoint_every': 2}
+CONFIG = {'seed': 0, 'steps': 6, 'log_every': 1, 'validate_every': 3, 'checkpoint_every': 2, 'non_finite': 'stop'}
 
 
 @pytest.fixture
@@ -153,10 +154,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_is_saved_from_then_
     """Step 4 is one to save at, 6 the last; 3 is read when 4 was dispatched."""
 
     def step(state, batch, key):
-        state, metrics = toy.step(state, batch, key)
-        return state, metrics | {'loss': jnp.where(state.step == broken, value, metrics['loss'])}
+        bad = state.step + 1 == broken
+        return toy.step(state, {'x': jnp.where(bad, value, batch['x'])}, key)
 
-    with pytest.raises(FloatingPointError, match=f'step {broken} is {value}'):
+    with pytest.raises(FloatingPointError, match=f'loss of step {broken} is (nan|inf); gradient of w'):
         run(step=step)
     assert max(saved_steps(tmp_path / 'run')) < broken
 
@@ -189,3 +190,55 @@ def test_a_save_that_failed_stops_the_run_and_the_same_command_goes_on_from_the_
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert latest_step(tmp_path / 'run') == 38
     assert_same(run(steps=42, **every), run(workdir='unbroken', steps=42, **every))
+
+
+@pytest.fixture
+def poisoned(toy):
+    """Steps whose batches are NaN in these steps; the batches that were seen, by step, are in `seen`."""
+
+    def make(*broken):
+        def step(state, batch, key):
+            bad = int(state.step) + 1 in broken
+            return toy.step(state, {'x': jnp.where(bad, jnp.nan, batch['x'])}, key)
+
+        return step
+
+    return make
+
+
+def test_a_skipped_step_is_as_if_its_batch_had_not_been(run, poisoned, tmp_path):
+    state = run(step=poisoned(3, 4), non_finite='skip', steps=8)
+    assert state.step == 8 and jnp.isfinite(state.params['w']).all()
+    assert [row['step'] for row in rows(tmp_path / 'run', 'train/')] == [1, 2, 5, 6, 7, 8]
+
+
+def test_too_many_bad_steps_stop_the_run(run, poisoned):
+    with pytest.raises(FloatingPointError, match='11 bad steps'):
+        run(step=poisoned(*range(3, 40)), non_finite='skip', steps=40, checkpoint_every=20)
+
+
+def test_rollback_forgets_what_was_learnt_since_the_checkpoint_and_goes_on_with_new_batches(run, poisoned, toy):
+    """Step 7 is seen to be bad when step 8 was dispatched."""
+    state = run(step=poisoned(7), non_finite='rollback', steps=10, checkpoint_every=4, validate_every=10)
+    at_4 = run(workdir='four', steps=4)
+    rest = toy.batches(8)
+    expected = at_4.replace(step=jnp.int32(8))
+    for step in (9, 10):
+        expected, _ = toy.step(expected, next(rest), stream(jax.random.key(0), 'train', step))
+    assert_same(state, expected)
+
+
+def test_a_killed_run_rolls_back_as_an_unbroken_one(run, poisoned, toy, tmp_path):
+    every = dict(non_finite='rollback', steps=12, checkpoint_every=4, validate_every=12)
+    unbroken = run(workdir='unbroken', step=poisoned(6), **every)
+    step = poisoned(6)
+
+    def killed(state, batch, key):
+        if state.step == 6:
+            raise KeyboardInterrupt
+        return step(state, batch, key)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(step=killed, **every)
+    assert max(saved_steps(tmp_path / 'run')) == 4
+    assert_same(run(step=step, **every), unbroken)

@@ -3,10 +3,12 @@
 import errno
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from tensorboardX import SummaryWriter
 
-from walt.training.metrics import Metrics
+from walt.training.metrics import Metrics, by_bin, means
 
 
 def lines(workdir):
@@ -75,3 +77,13 @@ def test_a_line_that_cannot_be_written_names_its_file_also_if_that_cannot_be_clo
         metrics._lines.close()
         metrics._lines = Full()
         metrics.write(1, {'train/loss': 0.5})
+
+
+def test_a_metric_by_bin_is_the_mean_of_the_rows_in_it_over_steps_that_had_some():
+    place_B, value_B = jnp.array([0.0, 0.49, 0.5, 1.0]), jnp.array([1.0, 3.0, 10.0, 20.0])
+    whole = by_bin(value_B, place_B, 4)
+    np.testing.assert_array_equal(whole, [[1, 3, 10, 20], [1, 1, 1, 1]])
+    rows = [np.array([0, 1]), np.array([0, 3])]
+    steps = [{'loss': np.float32(2), 'by': np.asarray(by_bin(value_B[some], place_B[some], 3))} for some in rows]
+    found = means(steps)
+    assert found == {'loss': 2.0, 'by/1': 1.0, 'by/2': 3.0, 'by/3': 20.0}

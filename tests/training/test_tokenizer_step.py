@@ -90,6 +90,7 @@ def test_metrics_tell_of_both_sides(adversarial):
     *_, metrics = adversarial
     expected = {'loss', 'reconstruction', 'adversarial', 'discriminator', 'r1', 'lecam', 'logit_real', 'logit_fake'}
     expected |= {'gradient_norm', 'gradient_norm_discriminator', 'latent_std', 'input_min', 'input_max'}
+    expected |= {'bad', 'bad_tensors'}
     assert set(metrics) == expected
 
 

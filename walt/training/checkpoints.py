@@ -102,6 +102,7 @@ class Checkpoints:
             ValueError: if the checkpoint has a discriminator and `state` has none, or the other way round.
             CheckpointError: if it cannot be read.
         """
+        self.wait()
         step = self._manager.latest_step()
         if step is None:
             return state
@@ -241,7 +242,7 @@ def latest_step(workdir: str | Path) -> int | None:
 
 # What may change between the start of a run and its continuation.
 FREE_KEYS = ('steps', 'log_every', 'checkpoint_every', 'validate_every', 'mesh', 'accumulation', 'tokenizer_dir')
-FREE_KEYS += ('denoiser.remat', 'tokenizer.remat')
+FREE_KEYS += ('non_finite', 'denoiser.remat', 'tokenizer.remat')
 
 
 def claim_workdir(workdir: str | Path, config: Mapping[str, Any]) -> None:

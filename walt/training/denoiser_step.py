@@ -12,7 +12,11 @@ from walt.randomness import row_keys, stream
 from walt.tokenizer.frozen import FrozenTokenizer
 from walt.training.accumulation import mean_over_parts, rows_of
 from walt.training.conditions import Conditioning, keys_of_rows, latent_rows
+from walt.training.guard import keep_finite
+from walt.training.metrics import by_bin
 from walt.training.state import State
+
+TIME_BINS = 10
 
 
 def make_denoiser_step(
@@ -25,7 +29,8 @@ def make_denoiser_step(
 ):
     """Returns step(state, frozen, batch, key) -> (state, metrics); the tokenizer `frozen` has no gradient.
 
-    `accumulation` is the number of micro-batches that a step takes its gradient from.
+    `accumulation` is the number of micro-batches that a step takes its gradient from. The metric `loss_by_time` is the
+    loss of the rows by their diffusion time, in `TIME_BINS` equal parts of [0, 1] (`metrics.by_bin`).
     """
 
     def step(state: State, frozen: FrozenTokenizer, batch, key):
@@ -39,8 +44,8 @@ def make_denoiser_step(
                 def denoise(z, t_R, cond):
                     return denoiser.apply({'params': params}, z, t_R, cond)
 
-                loss_R, _ = loss(denoise, rows['z'], cond, key_R)
-                metrics = {'loss': loss_R.mean()}
+                loss_R, drawn = loss(denoise, rows['z'], cond, key_R)
+                metrics = {'loss': loss_R.mean(), 'loss_by_time': by_bin(loss_R, drawn['t_B'], TIME_BINS)}
                 if 'image' in rows:
                     image_R = rows['image']
                     metrics |= {'loss_images': loss_R.mean(where=image_R), 'loss_clips': loss_R.mean(where=~image_R)}
@@ -51,7 +56,7 @@ def make_denoiser_step(
         micro_batches = batch, row_keys(key, rows_of(batch))
         gradients, metrics = mean_over_parts(gradients_and_metrics, micro_batches, accumulation)
         metrics['gradient_norm'] = optax.global_norm(gradients)
-        return state.apply(gradients, optimizer, ema_decay), metrics
+        return keep_finite(state, state.apply(gradients, optimizer, ema_decay), metrics, gradients)
 
     return step
 

@@ -7,7 +7,7 @@ A bad step keeps the state as it was, but for the step, which is the position in
     ok = finite(loss, norms)       state <- ok ? new : old       step <- step + 1
 
 Which tensors were bad is counted on the device, in a branch that good steps do not take (`counts_unless`), and read
-by the host only after it saw the flag.
+by the host only after it saw the flag. What becomes of the run is `Guard`'s.
 """
 
 import re
@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Step = Callable[..., tuple[Any, Mapping[str, jax.Array]]]
-"""(state, ...) -> (next state, metrics by name)."""
+from walt.training.state import State
+
+Metrics = Mapping[str, jax.Array]
 
 
 def finite(tree: Any) -> jax.Array:
@@ -84,20 +85,65 @@ def good(metrics: Mapping[str, jax.Array]) -> jax.Array:
     return finite([value for name, value in metrics.items() if name == 'loss' or name.startswith('gradient_norm')])
 
 
-def keep_finite(step: Step) -> Step:
-    """A training step that gives back the state it was given where it is not `good`; only `state.step` goes on.
+def keep_finite(before: State, after: State, metrics: Metrics, gradients: Any) -> tuple[State, Metrics]:
+    """What a training step returns: `after`, or where the step is not `good`, `before` with only its number gone on.
 
     Returns:
-        the same step with one more metric, `bad`: 1 where the state was kept, else 0.
+        the state, and `metrics` with `bad`, 1 where the state was kept and else 0, and `bad_tensors`, the `counts` of
+        the gradients where it was.
+    """
+    ok = good(metrics)
+    state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), after, before).replace(step=after.step)
+    return state, {**metrics, 'bad': 1.0 - ok, 'bad_tensors': counts_unless(ok, gradients)}
+
+
+def what_was_bad(step: int, metrics: Mapping[str, np.ndarray], params: Any) -> str:
+    """The metric of a bad step that says so, and the first bad gradient, by the shapes of `params`."""
+    name = next(name for name in ('loss', *sorted(metrics)) if not np.isfinite(metrics[name]).all())
+    tensor = first_bad(params, metrics['bad_tensors'])
+    return f'the {name} of step {step} is {metrics[name]}' + (f'; gradient of {tensor}' if tensor else '')
+
+
+class Guard:
+    """What becomes of a run after a bad step, of which `keep_finite` has kept nothing but the number.
+
+        stop        FloatingPointError
+        skip        goes on: the batch is left out, nothing else
+        rollback    parameters, optimizer and averages of the newest checkpoint, the step as it is: what was learnt
+                    since is forgotten, and the batches since are not seen again
+
+    A run that is killed and goes on from that checkpoint comes to the same bad step, and does the same: both are
+    functions of checkpoint and step. More than `most` bad steps between two checkpoints stop a run, whatever was
+    chosen.
+
+    Raises:
+        ValueError: for another policy.
     """
 
-    def guarded(state, *args):
-        new, metrics = step(state, *args)
-        ok = good(metrics)
-        kept = jax.tree.map(lambda new, old: jnp.where(ok, new, old), new, state)
-        return kept.replace(step=new.step), {**metrics, 'bad': 1.0 - ok}
+    POLICIES = ('stop', 'skip', 'rollback')
 
-    return guarded
+    def __init__(self, policy: str, most: int = 10):
+        if policy not in self.POLICIES:
+            raise ValueError(f"non_finite is one of {self.POLICIES}, not '{policy}'")
+        self._policy, self._most, self._bad = policy, most, 0
+
+    def after_bad(self, message: str, state: Any, restore_latest: Callable[[Any], Any]) -> Any:
+        """The state to go on from; raises `FloatingPointError` with the message where the run is to stop."""
+        self._bad += 1
+        if self._policy == 'stop':
+            raise FloatingPointError(message)
+        if self._bad > self._most:
+            raise FloatingPointError(f'{message}; {self._bad} bad steps since the newest checkpoint')
+        if self._policy == 'skip':
+            return state
+        restored = restore_latest(state)
+        if restored is state:
+            raise FloatingPointError(f'{message}; there is no checkpoint to go back to')
+        return restored.replace(step=state.step)
+
+    def saved(self) -> None:
+        """A checkpoint was made: bad steps are counted from here."""
+        self._bad = 0
 
 
 def _floating(tree: Any) -> list[tuple[str, Any]]:

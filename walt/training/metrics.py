@@ -2,11 +2,35 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from tensorboardX import SummaryWriter
+
+
+def by_bin(value_B: jax.Array, place_B: jax.Array, bins: int) -> jax.Array:
+    """A metric by where in [0, 1] its rows are, in equal bins: (2, bins), sums of the values and counts of the rows.
+
+    So it can be averaged over micro-batches and steps, some of which have no row in a bin; `means` divides.
+    """
+    in_bin_BK = jnp.clip(jnp.floor(place_B * bins), 0, bins - 1)[:, None] == jnp.arange(bins)
+    return jnp.stack([(in_bin_BK * value_B[:, None]).sum(0), in_bin_BK.sum(0).astype(value_B.dtype)])
+
+
+def means(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """Means over steps, by name; NAME/1, NAME/2, .. of the bins of `by_bin` that have rows."""
+    found = {}
+    for name in rows[0]:
+        mean = np.mean([row[name] for row in rows], axis=0)
+        if mean.ndim == 0:
+            found[name] = float(mean)
+        else:
+            bins = enumerate(zip(*mean), start=1)
+            found |= {f'{name}/{number}': float(total / count) for number, (total, count) in bins if count}
+    return found
 
 
 class Metrics:

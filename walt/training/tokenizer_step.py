@@ -12,6 +12,7 @@ from walt.tokenizer.frozen import LatentNorm
 from walt.tokenizer.objective import Logits, Losses, Objective
 from walt.tokenizer.pixels import from_uint8
 from walt.training.accumulation import mean_over_parts
+from walt.training.guard import keep_finite
 from walt.training.optimizer import only
 from walt.training.state import Adversary, State, create, moving_average
 
@@ -96,6 +97,7 @@ def make_tokenizer_step(
                 opt_state=opt_state,
                 averages=moving_average(opposed.averages, logits, LOGIT_DECAY, state.step),
             )
-        return state.apply(gradients, own_optimizer, ema_decay).replace(adversary=opposed), metrics
+        after = state.apply(gradients, own_optimizer, ema_decay).replace(adversary=opposed)
+        return keep_finite(state, after, metrics, gradients)
 
     return step
