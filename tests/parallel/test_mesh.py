@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh
 from walt.parallel import mesh as mesh_module
 from walt.parallel.mesh import AXES, check_batch, make_mesh
 from walt.parallel.rules import batch_sharding
-from walt.parallel.shard import put_batch
+from walt.parallel.shard import put_batch, put_filled
 
 
 def test_one_device_is_a_mesh_of_one():
@@ -52,7 +52,7 @@ def tpus(slices: int, each: int):
             id=s * each + i,
             slice_index=s,
             process_index=s,
-            coords=(i, 0, 0),
+            coords=(i % 2, i // 2, 0),
             core_on_chip=0,
         )
         for s in range(slices)
@@ -88,3 +88,11 @@ def test_rows_of_a_batch_arrive_in_order_and_as_they_were():
         assert isinstance(put[name], jax.Array) and put[name].dtype == rows.dtype
         assert put[name].sharding.is_equivalent_to(batch_sharding(mesh), rows.ndim)
         np.testing.assert_array_equal(put[name], rows)
+
+
+def test_rows_that_devices_do_not_divide_are_filled_up_with_the_last_one(monkeypatch):
+    placed = []
+    monkeypatch.setattr(jax, 'device_put', lambda rows, sharding: placed.append(np.asarray(rows)))
+    put_filled(AbstractMesh((2, 2, 1, 1), AXES), np.arange(6).reshape(6, 1))
+    put_filled(AbstractMesh((2, 1, 1, 1), AXES), np.arange(4).reshape(4, 1))
+    assert [rows[:, 0].tolist() for rows in placed] == [[0, 1, 2, 3, 4, 5, 5, 5], [0, 1, 2, 3]]

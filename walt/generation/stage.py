@@ -23,7 +23,7 @@ from walt.diffusion.schedules import Schedule, corrupt
 from walt.diffusion.steppers import Stepper
 from walt.generation.request import Request
 from walt.parallel.rules import activate
-from walt.parallel.shard import put_batch
+from walt.parallel.shard import put_batch, put_filled
 from walt.randomness import normal, stream
 from walt.tokenizer.frozen import FrozenTokenizer
 
@@ -245,10 +245,12 @@ class Stage:
 
     def encode(self, video_BTHWC: np.ndarray, pictures: bool = False) -> np.ndarray:
         """uint8 clips -> normalised latents; `pictures`: every frame is one by itself."""
-        with activate(self.mesh):
-            return np.asarray(self._encode(self.frozen, video_BTHWC, pictures))
+        return self._code(self._encode, video_BTHWC, pictures)
 
     def decode(self, z_BTHWC, pictures: bool = False) -> np.ndarray:
         """Normalised latents -> uint8 clips (B, T, H, W, 3); `pictures`: every latent frame is one by itself."""
+        return self._code(self._decode, z_BTHWC, pictures)
+
+    def _code(self, coder: Callable, x, pictures: bool) -> np.ndarray:
         with activate(self.mesh):
-            return np.asarray(self._decode(self.frozen, z_BTHWC, pictures))
+            return np.asarray(coder(self.frozen, put_filled(self.mesh, x), pictures))[: len(x)]

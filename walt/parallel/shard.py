@@ -1,8 +1,12 @@
 """Host arrays -> one global array on the mesh."""
 
+import math
+
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from walt.parallel.mesh import BATCH_AXES
 from walt.parallel.rules import batch_sharding
 
 
@@ -20,3 +24,11 @@ def put_batch(mesh: Mesh, batch):
     """A tree of this process's rows, as `process_rows` names them -> a tree of global arrays, split over the mesh."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
+
+
+def put_filled(mesh: Mesh, rows) -> jax.Array:
+    """Rows of one process, however many -> an array split over the mesh, filled up with copies of the last row."""
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    fill = -len(rows) % shards
+    rows = jnp.concatenate([rows, jnp.repeat(rows[-1:], fill, axis=0)]) if fill else rows
+    return jax.device_put(rows, batch_sharding(mesh))
