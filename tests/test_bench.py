@@ -7,8 +7,9 @@ import re
 import pytest
 from tiny import binary, conditioned_config, denoiser_config, finer_config, run_here, tokenizer_config
 
+from walt import tasks
 from walt.parallel.mesh import abstract_mesh
-from walt.planning.chips import peak_flops
+from walt.planning.chips import CHIPS
 
 ADVERSARIAL = {
     'discriminator': {'name': 'residual_3d', 'channels': 8, 'multipliers': (2, 4)},
@@ -41,13 +42,12 @@ def figures(result: dict, prefix: str = '') -> dict[str, float]:
         (tokenizer_config() | ADVERSARIAL, 'discriminate'),
         (tokenizer_config(), 'data'),
         (denoiser_config(), 'train'),
-        (denoiser_config(), 'forward'),
+        pytest.param(denoiser_config(), 'forward', marks=pytest.mark.slow),
         (denoiser_config(), 'sample'),
-        (denoiser_config(), 'data'),
-        (conditioned_config(), 'train'),
-        (conditioned_config(), 'sample'),
+        pytest.param(conditioned_config(), 'train', marks=pytest.mark.slow),
+        pytest.param(conditioned_config(), 'sample', marks=pytest.mark.slow),
         (conditioned_config(), 'data'),
-        (finer_config(), 'sample'),
+        pytest.param(finer_config(), 'sample', marks=pytest.mark.slow),
     ],
 )
 def test_every_phase_has_finite_positive_figures_and_the_keys_that_are_documented(config, phase, program):
@@ -87,28 +87,40 @@ def test_steps_are_as_many_as_asked_for_and_every_one_runs_on_the_state_of_the_o
         return wait(out)
 
     monkeypatch.setattr(program.jax, 'block_until_ready', watched)
-    result = program.bench(denoiser_config(), 'train', steps=4)
+    monkeypatch.setattr(program, 'step_flops', lambda *_: 1)
+    result = program.bench(tokenizer_config(), 'train', steps=4)
     assert result['steps'] == 4
     assert states == list(range(1, len(states) + 1)) and len(states) > 4  # some before those that are timed
 
 
-def test_flops_are_the_models_and_grow_with_the_batch_but_not_with_recomputation(program):
-    def count(phase, **changes):
-        return program.model_flops(config | changes, phase, abstract_mesh())
+def test_flops_are_the_models_and_grow_with_the_batch_but_not_with_recomputation_or_its_parts(program):
+    def count(config):
+        return program.step_flops(config, tasks.task(config, abstract_mesh(), config['batch_size']), 'train')
 
-    config = denoiser_config()
-    assert count('train') == count('train', denoiser=config['denoiser'] | {'remat': True})
-    assert count('train', batch_size=8) == 2 * count('train')
-    assert count('sample') == 2 * config['sampler']['steps'] * count('forward')  # with guidance
-    assert program.bench(config, 'forward', steps=1)['flops'] == count('forward')
+    config = tokenizer_config()
+    recomputed = config | {'tokenizer': config['tokenizer'] | {'remat': 'blocks'}, 'accumulation': 2}
+    assert count(config) == count(recomputed) == count(recomputed | {'batch_size': 8}) / 2
+
+
+def test_with_its_tokenizer_a_denoiser_decodes_and_encodes_in_its_step(program):
+    config, tokenizer = denoiser_config() | {'cache_latents': False}, tokenizer_config()
+    result = program.bench(config, 'decode', 1, tokenizer)
+    assert (result['task'], result['phase']) == ('denoiser', 'decode')
+    assert result['flops'] == program.bench(tokenizer, 'decode', 1)['flops']
+
+
+@pytest.mark.slow
+def test_training_from_pixels_costs_what_encoding_them_does_beside_training(program):
+    config, tokenizer = denoiser_config() | {'cache_latents': False}, tokenizer_config()
+    with_it, without = (program.bench(config, 'train', 1, beside)['flops'] for beside in (tokenizer, None))
+    assert with_it - without == program.bench(tokenizer, 'encode', 1)['flops']
 
 
 def test_mfu_is_the_share_of_the_peak_and_null_where_no_peak_is_known(program, monkeypatch):
-    assert peak_flops('cpu') is None and peak_flops('TPU v5p') > 1e14
-    assert program.bench(denoiser_config(), 'forward', steps=1)['mfu'] is None
-    monkeypatch.setattr(program, 'peak_flops', {'cpu': 1e12}.get)
-    result = program.bench(denoiser_config(), 'forward', steps=1)
-    assert result['mfu'] == pytest.approx(result['flops'] / result['seconds']['median'] / 1e12)
+    assert program.bench(tokenizer_config(), 'decode', steps=1)['mfu'] is None
+    monkeypatch.setattr(program, 'chip_of', {'cpu': CHIPS['v5p']}.get)
+    result = program.bench(tokenizer_config(), 'decode', steps=1)
+    assert result['mfu'] == pytest.approx(result['flops'] / result['seconds']['median'] / CHIPS['v5p'].peak_flops)
 
 
 def test_the_program_prints_one_json_object(program, capsys):

@@ -2,34 +2,30 @@
 
 import importlib
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
-from tiny import binary, conditioned_config, denoiser_config, finer_config, tokenizer_config
+from tiny import binary, conditioned_config, denoiser_config, finer_config, run_here, tokenizer_config
 
 from walt import build, costs, tasks
 from walt.denoiser.conditions import abstract
 from walt.denoiser.walt import Walt
 from walt.diffusion.schedules import DiscreteLinear
 from walt.parallel.mesh import abstract_mesh, make_mesh
+from walt.planning.flops import flops
 from walt.planning.memory import tree_bytes
+from walt.planning.program import program as program_of
 from walt.planning.report import as_table
 from walt.training.conditions import Conditioning, latent_rows
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in ROOT.glob('configs/*.py') if path.stem not in ('__init__', 'common'))
 
-# Networks of dozens of layers, which take up to ten seconds each to trace.
-DEEP = {'tokenizer_imagenet', 'tokenizer_k600', 'tokenizer_t2v', 'tokenizer_ucf101', 'video_folder_tokenizer'}
-# Those of a kind that another one stands for.
-DEEP |= {'walt_imagenet_l', 'walt_k600_l', 'walt_t2v_base', 'walt_t2v_base_9x16', 'walt_t2v_sr2', 'walt_ucf101_xl'}
-DEEP |= {name for name in CONFIGS if name.startswith(('digits_', 'emoji_', 'tokenizer_'))}
+# Of the others each takes up to ten seconds to trace.
+QUICK = {'quickstart_denoiser'}
 
 
 @pytest.fixture(scope='module')
@@ -55,7 +51,7 @@ def full_size(name: str) -> dict:
     return importlib.import_module(f'configs.{name}').get_config().to_dict()
 
 
-@pytest.mark.parametrize('name', [pytest.param(c, marks=[pytest.mark.slow] if c in DEEP else []) for c in CONFIGS])
+@pytest.mark.parametrize('name', [pytest.param(c, marks=[] if c in QUICK else [pytest.mark.slow]) for c in CONFIGS])
 def test_every_config_at_full_size_has_a_plan_within_a_minute_without_its_data(name):
     config = full_size(name)
     if 'root' in config['data']:
@@ -77,10 +73,10 @@ def test_every_config_at_full_size_has_a_plan_within_a_minute_without_its_data(n
     total, *_ = counts = [result['parameters'][name] for name in ('total', *params)]
     assert expected == total == sum(counts[1:])
 
-    flops = result['flops']
-    forward = flops['encode'] + flops['decode'] if 'encode' in flops else flops['forward']
-    assert 2 * rows * forward <= flops['training'] <= 6 * rows * forward
-    assert flops['run'] == flops['training'] * config['batch_size'] * config['steps']
+    counts = result['flops']
+    forward = counts['encode'] + counts['decode'] if 'encode' in counts else counts['forward']
+    assert 2 * rows * forward <= counts['training'] <= 6 * rows * forward
+    assert counts['run'] == counts['training'] * config['batch_size'] * config['steps']
 
     for uses in result['memory'].values():
         assert uses['total'] == sum(count for use, count in uses.items() if use != 'total')
@@ -103,9 +99,7 @@ ADVERSARIAL = dict(
     discriminator={'name': 'residual_3d', 'channels': 8, 'multipliers': (2, 4)},
     losses={'reconstruction': 5.0, 'adversarial': 0.1, 'r1': 1.0, 'lecam': 0.001},
 )
-# Policies that keep all and that recompute blocks.
-REMAT = ('none', 'blocks')
-UNGUIDED = dict(sampler={'guidance': 1.0}, denoiser={'patch': 2, 'spatiotemporal_window': (1, 2)})
+RECOMPUTED = dict(denoiser={'remat': 'blocks'})
 
 
 def test_training_a_tokenizer_costs_three_passes(plan):
@@ -132,20 +126,16 @@ def test_a_discriminator_costs_ten_passes_of_its_own(plan):
     assert opposed['memory']['training']['adversary'] == pytest.approx(12 * parts['discriminator'], abs=100)
 
 
-@pytest.mark.parametrize(
-    ('self_conditioning', 'remat', 'passes'), [(0.0, 'none', 3), (0.9, 'none', 4), (0.9, 'blocks', 5)]
-)
+@pytest.mark.parametrize(('changes', 'passes'), [({'loss': {'self_conditioning': 0.0}}, 3), ({}, 4), (RECOMPUTED, 5)])
 def test_training_a_denoiser_costs_three_passes_and_one_more_for_each_of_estimate_and_recomputation(
-    self_conditioning, remat, passes, plan
+    changes, passes, plan
 ):
-    config = with_(denoiser_config(), loss={'self_conditioning': self_conditioning}, denoiser={'remat': remat})
-    flops = plan(config)['flops']
+    flops = plan(with_(denoiser_config(), **changes))['flops']
     assert flops['training'] == pytest.approx(passes * flops['forward'], rel=0.05)
 
 
 def test_the_models_flops_count_no_pass_that_saves_memory(plan):
-    config = with_(denoiser_config(), loss={'self_conditioning': 0.9})
-    kept, recomputed = (plan(with_(config, denoiser={'remat': remat}))['flops'] for remat in REMAT)
+    kept, recomputed = (plan(with_(denoiser_config(), **changes))['flops'] for changes in ({}, RECOMPUTED))
     assert kept['model'] == kept['training'] == recomputed['model'] < recomputed['training']
 
 
@@ -156,16 +146,16 @@ def test_while_a_checkpoint_is_read_the_state_is_held_twice(plan):
 
 
 def test_with_its_tokenizer_a_denoiser_encodes_in_its_step_and_has_a_decoder(plan):
-    config, tokenizer = denoiser_config() | {'cache_latents': False}, tokenizer_config()
-    without, with_it = plan(config), costs.costs(config, tokenizer_config=tokenizer)
+    config, tokenizer = denoiser_config(), tokenizer_config()
+    without, with_it = plan(config), costs.costs(config | {'cache_latents': False}, tokenizer_config=tokenizer)
     of_tokenizer = plan(tokenizer)
     more = with_it['flops']['training'] - without['flops']['training']
     assert more == pytest.approx(of_tokenizer['flops']['encode'])
     assert with_it['flops']['decode'] == of_tokenizer['flops']['decode']
     frozen = with_it['memory']['training']['frozen']
     assert frozen == pytest.approx(4 * of_tokenizer['parameters']['total'], abs=100)
-    kept = costs.costs(config | {'cache_latents': True}, tokenizer_config=tokenizer)
-    assert kept['flops']['training'] == without['flops']['training'] and 'decode' in kept['flops']
+    kept = tasks.task(config, abstract_mesh(), 4, tokenizer_config=tokenizer)
+    assert kept.frozen is None and set(kept.batch) == {'z', 'label'} and 'decode' in kept.phases
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused_with_both_shapes():
@@ -195,25 +185,29 @@ def test_an_axis_that_is_none_is_refused(axes, program):
         program.with_mesh({'mesh': {}}, axes)
 
 
+def passes_of_sampling(sampler: dict) -> float:
+    """How many forward passes sampling costs."""
+    phases = tasks.task(denoiser_config() | {'sampler': sampler}, abstract_mesh(), rows=1).phases
+    sample, forward = (flops(program_of(phases[name].function, *phases[name].args)) for name in ('sample', 'forward'))
+    return sample / forward
+
+
 def test_sampling_costs_a_pass_a_step_and_twice_that_with_guidance(plan):
     config = denoiser_config()
-    steps, flops = config['sampler']['steps'], plan(config)['flops']
-    assert flops['sample'] == 2 * steps * flops['forward']
-    flops = plan(with_(config, **UNGUIDED))['flops']
-    assert flops['sample'] == steps * flops['forward']
+    steps, counts = config['sampler']['steps'], plan(config)['flops']
+    assert counts['sample'] == 2 * steps * counts['forward']
+    assert passes_of_sampling(config['sampler'] | {'guidance': 1.0}) == steps
 
 
-def test_sampling_with_heun_costs_two_passes_a_step_but_one_at_the_last(plan):
-    sampler = {'name': 'heun', 'steps': 3, 'guidance': 1.0}
-    config = {name: section for name, section in denoiser_config().items() if name != 'sampler'}
-    flops = plan(config | {'sampler': sampler})['flops']
-    assert flops['sample'] == 5 * flops['forward']
+def test_sampling_with_heun_costs_two_passes_a_step_but_one_at_the_last():
+    assert passes_of_sampling({'name': 'heun', 'steps': 3, 'guidance': 1.0}) == 5
 
 
 def test_tokens_are_those_of_the_denoiser(plan):
     assert plan(tokenizer_config())['tokens'] == 2 * 4 * 4
-    result = plan(with_(denoiser_config(), **UNGUIDED))
-    assert result['tokens'] == 2 * 2 * 2 and result['windows'] == {'spatial': 4, 'spatiotemporal': 4}
+    config = with_(denoiser_config(), denoiser={'patch': 2, 'spatiotemporal_window': (1, 2)})
+    sizes = tasks.task(config, abstract_mesh(), rows=1).sizes
+    assert sizes['tokens'] == 2 * 2 * 2 and sizes['windows'] == {'spatial': 4, 'spatiotemporal': 4}
 
 
 TEXT, IMAGES, FRAMES = {'text_shape': (3, 4)}, {'images': True}, {'frame_prediction': True}
@@ -228,7 +222,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize('config', [conditioned_config(), finer_config()], ids=['base', 'finer'])
+@pytest.mark.parametrize(
+    'config', [conditioned_config(), pytest.param(finer_config(), marks=pytest.mark.slow)], ids=['base', 'finer']
+)
 def test_a_denoiser_of_every_condition_has_a_plan_of_its_own_parameters(config, plan):
     config = with_(config, loss={'self_conditioning': 0.0}, text={'name': 'none'})
     denoiser, result = build.denoiser(config['denoiser'], 'float32'), plan(config)
@@ -355,18 +351,15 @@ def test_a_feature_network_that_is_not_installed_is_left_out_with_a_note(plan, m
     assert result['flops'] == plan(tokenizer_config())['flops']
 
 
-def test_the_program_takes_overrides_and_prints_one_json_object():
-    config = f'--config={ROOT}/configs/quickstart_denoiser.py:smoke'
-    flags = [config, '--config.denoiser.width=64', '--config.denoiser.depth=2', '--devices=2', '--json']
-    done = subprocess.run(
-        [sys.executable, '-m', 'walt.plan', *flags],
-        env=os.environ | {'PYTHONPATH': str(ROOT)},
-        cwd='/',
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout)
-    assert (result['rows'], result['devices'], result['tokens']) == (4, 2, 20)
-    assert as_table(result).startswith('denoiser\n')
+def test_the_program_prints_one_json_object_or_a_table(monkeypatch, capsys):
+    monkeypatch.chdir('/')
+    flags = [f'--config={ROOT}/configs/quickstart_denoiser.py:smoke', '--devices=2']
+    flags += [f'--tokenizer_config={ROOT}/configs/quickstart_tokenizer.py:smoke']
+    planned = []
+    monkeypatch.setattr(binary('plan'), 'costs', lambda *args: planned.append(costs.costs(*args)) or planned[-1])
+    run_here('plan', *flags, '--json')
+    result = json.loads(capsys.readouterr().out)
+    assert (result['rows'], result['devices'], result['tokens']) == (4, 2, 20) and 'decode' in result['flops']
+    monkeypatch.setattr(binary('plan'), 'costs', lambda *_: planned[-1])
+    run_here('plan', *flags)
+    assert capsys.readouterr().out == as_table(result) + '\n'

@@ -1,5 +1,6 @@
 """Plans for machines: what fits and what would, for GPUs by shapes, and compiled for TPUs where libtpu is there."""
 
+import dataclasses
 import importlib.util
 import json
 
@@ -22,17 +23,16 @@ needs_libtpu = pytest.mark.skipif(
 def with_hbm(text: str, hbm: float):
     """A machine whose devices have other memory."""
     machine = topology(text)
-    object.__setattr__(machine, 'chip', type(machine.chip)(**vars(machine.chip) | {'hbm_bytes': hbm}))
-    return machine
+    return dataclasses.replace(machine, chip=dataclasses.replace(machine.chip, hbm_bytes=hbm))
 
 
 def test_a_gpu_is_planned_from_shapes_and_says_so():
-    config = denoiser_config() | {'steps': 1000}
+    config = tokenizer_config() | {'steps': 1000}
     result = pods.on_topology(config, topology('h100:2'))
     assert not result['compiled'] and 'not compiled' in result['notes'][-1]
     by_shapes = costs.costs(config, 2)
     assert result['phases']['train']['total'] == by_shapes['memory']['training']['total']
-    assert set(result['phases']) == {'train', 'restore', 'sample'}
+    assert set(result['phases']) == {'train', 'restore', 'decode', 'encode'}
     assert result['fits'] and 'change' not in result
     assert result['flops']['model'] == by_shapes['flops']['model'] * config['batch_size']
     assert 0 < result['mfu'] < 1
@@ -52,7 +52,7 @@ def test_what_does_not_fit_is_told_the_smallest_change_with_which_it_does(monkey
         return {'phases': {'restore': {'total': held, 'fits': held <= machine.chip.hbm_bytes}}, 'notes': []}
 
     monkeypatch.setattr(pods, '_from_shapes', restore)
-    config = denoiser_config()
+    config = tokenizer_config()
     needed = pods.on_topology(config, topology('h100:4'))['phases']['restore']['total']
     result = pods.on_topology(config, with_hbm('h100:4', needed - 1))
     assert not result['fits'] and result['change'] == ['mesh.data=2', 'mesh.fsdp=2']

@@ -3,10 +3,12 @@
 python -m walt.bench --config=configs/quickstart_denoiser.py [--phase=sample] [--steps=10] [--json]
 
 A step of a phase is what the other programs compile, on a batch of `config.batch_size` clips and the configuration's
-mesh. Parameters are new and inputs random, so no data and no trained weights are needed; only `data` opens the data.
+mesh. Parameters and inputs are random, so no data and no trained weights are needed; only `data` opens the data.
 
-    train           one optimizer update, with the state donated; of a denoiser, from latents
-    encode, decode  pixels -> latents, latents -> pixels; of a tokenizer
+    train           one optimizer update, with the state donated; of a denoiser, from latents, or from pixels where it
+                    keeps no latents and `--tokenizer_config=FILE` says what encodes them
+    encode          pixels -> latents; of a tokenizer
+    decode          latents -> pixels; of a tokenizer, or of a denoiser with `--tokenizer_config=FILE`
     discriminate    pixels -> logits; of a tokenizer that has a discriminator
     forward         one pass; of a denoiser
     sample          noise -> latents, all steps of the sampler; of a denoiser
@@ -30,8 +32,8 @@ Every step is waited for before the next one is dispatched; the first ones are n
     compile_seconds         to trace and compile, the cache of compiled programs being off
     notes                   what is not in these figures
 
-Model FLOPs are those of matrix products and convolutions (`planning/flops.py`) without what is computed again for the
-backward pass. Peaks are those of bfloat16, also where layers compute in float32. For `data`, what concerns programs is
+Model FLOPs are those of matrix products and convolutions (`planning/flops.py`), of all micro-batches of a step, without
+what is computed again for the backward pass. Peaks are those of bfloat16, also where layers compute in float32. For `data`, what concerns programs is
 null.
 """
 
@@ -44,20 +46,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from walt import build
+from walt.costs import model_flops
 from walt.parallel.mesh import check_batch, make_mesh
-from walt.parallel.rules import activate, batch_sharding, replicated
-from walt.planning.chips import peak_flops
+from walt.parallel.rules import activate
+from walt.planning.chips import chip_of
 from walt.planning.flops import flops
 from walt.planning.program import program
 from walt.planning.report import byte_text, flop_text, table
-from walt.randomness import stream
-from walt.tasks import Phase, Task, abstract_key, task
+from walt.tasks import Phase, Task, task
 from walt.training.feed import process_batches
 
 CONFIG = build.config_flag()
+TOKENIZER_CONFIG = build.config_flag('tokenizer_config')  # Of the tokenizer that a denoiser is trained on.
 PHASE = flags.DEFINE_string('phase', 'train', 'What is timed: train, data, or, as the configuration has them, others.')
 STEPS = flags.DEFINE_integer('steps', 10, 'Steps that are timed.', lower_bound=1)
 JSON = flags.DEFINE_bool('json', False, 'Prints one JSON object instead of a table.')
@@ -68,21 +71,32 @@ _WARM_UP = 3
 _THREADS = 4
 """Of the pipeline of data, as in training; twice as many batches are made ahead, and not timed."""
 
+_SPREAD = 0.02
+"""Standard deviation of random parameters, with which deep networks stay finite."""
 
-def bench(config: Mapping[str, Any], phase: str = 'train', steps: int = 10) -> dict[str, Any]:
+
+def bench(
+    config: Mapping[str, Any],
+    phase: str = 'train',
+    steps: int = 10,
+    tokenizer_config: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """The figures of a phase, with the keys of the module's docstring.
+
+    Args:
+        tokenizer_config: as `tasks.task`.
 
     Raises:
         ValueError: on a phase that the configuration does not have, naming its phases; else as training would.
     """
     mesh, rows = make_mesh(**config['mesh']), config['batch_size']
-    check_batch(mesh, rows)
-    made = task(config, mesh, rows)
-    phases = {'train', 'data', *made.phases}
+    check_batch(mesh, rows, config['accumulation'])
+    planned = task(config, mesh, rows, clips=rows, tokenizer_config=tokenizer_config)
+    phases = {'train', 'data', *planned.phases}
     if phase not in phases:
-        raise ValueError(f'a {made.sizes["task"]} has no phase {phase!r}; choices: {sorted(phases)}')
+        raise ValueError(f'a {planned.kind} has no phase {phase!r}; choices: {sorted(phases)}')
     about = {
-        'task': made.sizes['task'],
+        'task': planned.kind,
         'phase': phase,
         'device': jax.devices()[0].device_kind,
         'devices': mesh.size,
@@ -98,9 +112,9 @@ def bench(config: Mapping[str, Any], phase: str = 'train', steps: int = 10) -> d
         notes = []
     else:
         with activate(mesh):
-            seconds, measured = _time_program(config, made, phase, mesh, steps)
+            seconds, measured = _time_program(config, planned, phase, mesh, steps, tokenizer_config)
         per_second = rows / statistics.median(seconds)
-        notes = made.notes
+        notes = planned.notes
     return about | {
         'seconds': {
             'median': statistics.median(seconds),
@@ -109,21 +123,22 @@ def bench(config: Mapping[str, Any], phase: str = 'train', steps: int = 10) -> d
             'most': max(seconds),
         },
         'samples_per_second': per_second,
-        'tokens_per_second': per_second * made.sizes['tokens'],
+        'tokens_per_second': per_second * planned.sizes['tokens'],
         **measured,
         'notes': notes,
     }
 
 
 def _time_program(
-    config: Mapping[str, Any], made: Task, phase: str, mesh: Mesh, steps: int
+    config: Mapping[str, Any],
+    planned: Task,
+    phase: str,
+    mesh: Mesh,
+    steps: int,
+    tokenizer_config: Mapping[str, Any] | None,
 ) -> tuple[list[float], dict[str, Any]]:
     """Seconds of every step, and what is known of the compiled program."""
-    if phase == 'train':
-        step, arguments = _training(made, mesh)
-    else:
-        step, arguments = _inference(made, made.phases[phase], config['batch_size'], mesh)
-    count = model_flops(config, phase, mesh)
+    step, arguments = _training(planned) if phase == 'train' else _inference(planned.phases[phase])
     start = time.perf_counter()
     compiled = step.lower(*arguments).compile()
     compile_seconds = time.perf_counter() - start
@@ -137,47 +152,41 @@ def _time_program(
         if phase == 'train':
             state, _ = out
             arguments = state, *arguments[1:]  # that of before was donated
+    count = step_flops(config, planned, phase, tokenizer_config)
     rate = count / statistics.median(seconds)
-    peak = peak_flops(jax.devices()[0].device_kind)
+    chip = chip_of(jax.devices()[0].device_kind)
     return seconds, {
         'flops': count,
         'flops_per_second': rate,
-        'mfu': rate / (mesh.size * peak) if peak else None,
+        'mfu': rate / (mesh.size * chip.peak_flops) if chip else None,
         'memory': _memory(compiled),
         'compile_seconds': compile_seconds,
     }
 
 
-def model_flops(config: Mapping[str, Any], phase: str, mesh: Mesh | AbstractMesh) -> int:
-    """FLOPs of a step of any phase but `data`, on all devices, from shapes; nothing is computed again."""
-    if 'denoiser' in config:
-        config = dict(config) | {'denoiser': config['denoiser'] | {'remat': False}}
-    made = task(config, mesh, config['batch_size'])
+def step_flops(
+    config: Mapping[str, Any], planned: Task, phase: str, tokenizer_config: Mapping[str, Any] | None = None
+) -> int:
+    """The model's FLOPs of a step of a phase, on all devices, from shapes."""
     if phase == 'train':
-        return flops(program(made.step, made.state, made.frozen, made.batch, abstract_key()))
-    called = made.phases[phase]
-    return flops(program(called.call, called.reads(made.state), _of_clips(called.rows, config['batch_size'])))
+        return config['batch_size'] * model_flops(config, tokenizer_config=tokenizer_config)
+    timed = planned.phases[phase]
+    return flops(program(timed.function, *timed.args))
 
 
-def _training(made: Task, mesh: Mesh) -> tuple[Any, tuple]:
-    """The step as training compiles it, and its arguments: (state, frozen, batch, key)."""
-    whole, by_rows = replicated(mesh), batch_sharding(mesh)
-    step = jax.jit(
-        made.step,
-        in_shardings=(made.layout, None, by_rows, whole),
-        out_shardings=(made.layout, whole),
-        donate_argnums=0,
-    )
-    key = jax.random.key(0)
-    state, _ = made.new(stream(key, 'init'))
-    return step, (state, made.frozen, random_like(made.batch, by_rows), stream(key, 'train', 1))
+def _training(planned: Task) -> tuple[Any, tuple]:
+    """The step as training compiles it, and its arguments: a new state, all else random."""
+    _, *shapes = planned.args
+    _, *layouts = planned.jit['in_shardings']
+    state, _ = planned.new(jax.random.key(0))
+    networks, *inputs = map(random_like, shapes, layouts, (_SPREAD, 1.0, 1.0))
+    return jax.jit(planned.step, **planned.jit), (state, networks, *inputs)
 
 
-def _inference(made: Task, phase: Phase, rows: int, mesh: Mesh) -> tuple[Any, tuple]:
-    """The call of a phase and its arguments, of which nothing is made that it does not read, no optimizer's state."""
-    read = jax.jit(lambda key: phase.reads(made.new(key)[0]), out_shardings=phase.reads(made.layout))
-    by_rows = batch_sharding(mesh)
-    return jax.jit(phase.call), (read(jax.random.key(0)), random_like(_of_clips(phase.rows, rows), by_rows))
+def _inference(phase: Phase) -> tuple[Any, tuple]:
+    """The function of a phase, and random arguments."""
+    spreads = _SPREAD, *[1.0] * (len(phase.args) - 1)
+    return jax.jit(phase.function), tuple(map(random_like, phase.args, phase.layouts, spreads))
 
 
 def _time_data(config: Mapping[str, Any], steps: int) -> list[float]:
@@ -193,25 +202,26 @@ def _time_data(config: Mapping[str, Any], steps: int) -> list[float]:
     return seconds
 
 
-def random_like(tree: Any, sharding: NamedSharding) -> Any:
-    """Arrays in the shapes of a tree: normal, or 0 and 1 where they are pixels, labels or masks; keys for keys."""
+def random_like(tree: Any, layout: Any, spread: float = 1.0) -> Any:
+    """Arrays in the shapes of a tree: normal, or 0 and 1 where they are pixels, labels or masks; keys for keys.
+
+    Args:
+        layout: shardings of the leaves, or of whole branches.
+        spread: standard deviation of normal ones.
+    """
 
     def draw(leaf, key):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.split(key, leaf.shape)
         if jnp.issubdtype(leaf.dtype, jnp.floating):
-            return jax.random.normal(key, leaf.shape, leaf.dtype)
+            return spread * jax.random.normal(key, leaf.shape, leaf.dtype)
         return jax.random.bernoulli(key, 0.5, leaf.shape).astype(leaf.dtype)
 
     def draw_all(key):
         leaves, structure = jax.tree.flatten(tree)
         return jax.tree.unflatten(structure, map(draw, leaves, jax.random.split(key, len(leaves))))
 
-    return jax.jit(draw_all, out_shardings=sharding)(jax.random.key(1))
-
-
-def _of_clips(rows_of_one: Any, count: int) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype), rows_of_one)
+    return jax.jit(draw_all, out_shardings=layout)(jax.random.key(1))
 
 
 def _memory(compiled) -> dict[str, Any]:
@@ -254,7 +264,8 @@ def as_table(result: Mapping[str, Any]) -> str:
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     jax.config.update('jax_enable_compilation_cache', False)  # A look-up is no compilation.
-    result = bench(CONFIG.value.to_dict(), PHASE.value, STEPS.value)
+    tokenizer_config = TOKENIZER_CONFIG.value.to_dict() if TOKENIZER_CONFIG.value else None
+    result = bench(CONFIG.value.to_dict(), PHASE.value, STEPS.value, tokenizer_config)
     if jax.process_index() == 0:
         print(json.dumps(result) if JSON.value else as_table(result))
 

@@ -68,9 +68,9 @@ DENOISER_KEYS = _RUN_KEYS - {'tokenizer'} | {'tokenizer_dir', 'cache_latents', '
 DENOISER_KEYS |= {'schedule', 'loss', 'conditioning', 'sampler'}
 
 
-def config_flag():
+def config_flag(name: str = 'config'):
     """Defines `--config=configs/NAME.py[:smoke]` with overrides `--config.section.key=value`; unknown keys fail."""
-    return config_flags.DEFINE_config_file('config', lock_config=True)
+    return config_flags.DEFINE_config_file(name, lock_config=True)
 
 
 def check_keys(config: Mapping[str, Any], keys: set[str]) -> None:

@@ -15,7 +15,7 @@ from walt.planning.flops import flops
 from walt.planning.memory import peak_bytes, tree_bytes
 from walt.planning.program import Program, program
 from walt.planning.report import parts
-from walt.tasks import Task, abstract_key, task
+from walt.tasks import Task, task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ def trace(
     mesh = abstract_mesh(devices, **config['mesh'])
     rows = rows_of(config, mesh)
     planned = task(config, mesh, rows, tokenizer_config=tokenizer_config)
-    training = program(planned.step, planned.state, planned.frozen, planned.batch, abstract_key())
+    training = program(planned.step, *planned.args)
     phases = {name: program(phase.function, *phase.args) for name, phase in planned.phases.items()}
     return Traced(planned, rows, training, phases)
 
@@ -63,6 +63,7 @@ def costs_of(
     mesh = planned.layout.step.mesh
     of_clip = flops(traced.training) / rows
     return {
+        'task': planned.kind,
         **planned.sizes,
         'steps': config['steps'],
         'batch_size': config['batch_size'],
@@ -96,17 +97,13 @@ def model_flops(
     config: Mapping[str, Any], traced: Traced | None = None, tokenizer_config: Mapping[str, Any] | None = None
 ) -> float:
     """A clip's share of a training step that computes nothing twice: what counts for MFU."""
-    kept = _without_remat(config)
-    if traced is not None and kept == config:
-        return flops(traced.training) / traced.rows
-    planned = task(kept, abstract_mesh(1), rows=1, tokenizer_config=tokenizer_config)
-    return flops(program(planned.step, planned.state, planned.frozen, planned.batch, abstract_key()))
-
-
-def _without_remat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with all activations kept, and the batch in one piece."""
     section = 'tokenizer' if 'tokenizer' in config else 'denoiser'
-    return dict(config) | {section: config[section] | {'remat': 'none'}, 'accumulation': 1}
+    if traced is not None and config[section].get('remat', 'none') == 'none':
+        return flops(traced.training) / traced.rows
+    # A clip's share is the same in whatever parts a step takes its batch.
+    kept = dict(config) | {section: config[section] | {'remat': 'none'}, 'accumulation': 1}
+    planned = task(kept, abstract_mesh(1), rows=1, tokenizer_config=tokenizer_config)
+    return flops(program(planned.step, *planned.args))
 
 
 def state_bytes(planned: Task) -> int:

@@ -45,7 +45,6 @@ the configuration's mesh, `data` being what is left. `--json` prints a list with
     days, chip_hours      of all steps of the configuration
 """
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -64,9 +63,7 @@ CONFIG = build.config_flag()
 DEVICES = flags.DEFINE_integer('devices', None, 'Devices of the mesh; the fewest it takes by default.', lower_bound=1)
 TOPOLOGY = flags.DEFINE_list('topology', [], 'Machines to plan for, such as v5p:4x4x4,v6e:16x16,h100:8.')
 MESH = flags.DEFINE_list('mesh', [], "Axes of the mesh in place of the configuration's, such as fsdp:16,tensor:2.")
-TOKENIZER_CONFIG = flags.DEFINE_string(
-    'tokenizer_config', None, "File of the tokenizer's configuration, to count it beside a denoiser."
-)
+TOKENIZER_CONFIG = build.config_flag('tokenizer_config')  # To count it beside a denoiser.
 PHASE = flags.DEFINE_multi_enum('phase', [], PHASES, 'What to plan for a topology; all by default.')
 JSON = flags.DEFINE_bool('json', False, 'Prints JSON instead of a table.')
 
@@ -85,22 +82,11 @@ def with_mesh(config: Mapping[str, Any], axes: list[str]) -> dict[str, Any]:
     return dict(config) | ({'mesh': {'data': 1 if -1 in mesh.values() else -1} | mesh} if mesh else {})
 
 
-def read_config(path: str) -> dict[str, Any]:
-    """The configuration that a file defines; `:mode` after its name as in the flag `config`."""
-    path, _, mode = path.partition(':')
-    spec = importlib.util.spec_from_file_location('tokenizer_config', path)
-    if spec is None:
-        raise ValueError(f'{path!r} is no configuration file')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(*([mode] if mode else [])).to_dict()
-
-
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     jax.config.update('jax_platforms', 'cpu')  # A plan leaves accelerators to those who run.
     config = with_mesh(CONFIG.value.to_dict(), MESH.value)
-    tokenizer_config = read_config(TOKENIZER_CONFIG.value) if TOKENIZER_CONFIG.value else None
+    tokenizer_config = TOKENIZER_CONFIG.value.to_dict() if TOKENIZER_CONFIG.value else None
     machines = [topology(text) for text in TOPOLOGY.value]
     if machines and DEVICES.value:
         raise ValueError(f'--devices={DEVICES.value} beside --topology, which says how many there are')

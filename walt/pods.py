@@ -20,7 +20,7 @@ import jax
 
 from walt.costs import batch_shards, costs_of, model_flops, rows_of, state_bytes, trace
 from walt.parallel.mesh import abstract_mesh, make_mesh
-from walt.parallel.rules import activate, batch_sharding, replicated
+from walt.parallel.rules import activate
 from walt.planning import hlo
 from walt.planning.chips import Chip
 from walt.planning.collectives import Collective, collectives
@@ -30,7 +30,7 @@ from walt.planning.memory import array_bytes
 from walt.planning.program import Program
 from walt.planning.roofline import Roofline, roofline
 from walt.planning.topology import Compiled, Topology, compile_for_tpu
-from walt.tasks import Task, abstract_key, task
+from walt.tasks import Task, task
 
 PHASES = ('train', 'restore', 'sample', 'decode', 'encode', 'discriminate')
 # Policies of recomputation from the cheapest to the strongest; those that need a host's memory are not tried.
@@ -78,36 +78,21 @@ def _compiled(config, topology: Topology, tokenizer_config, phases: Sequence[str
     mesh = make_mesh(devices=topology.devices(), **config['mesh'])
     rows_of(config, mesh)
     planned = task(config, mesh, config['batch_size'], batch_shards(mesh), tokenizer_config)
-    made, result = {}, {}
+    made = {}
     with activate(mesh):
         for name in phases:
             if name == 'train':
-                made[name] = compile_step(planned, mesh)
+                made[name] = compile_for_tpu(planned.step, *planned.args, **planned.jit)
             elif name in planned.phases:
                 phase = planned.phases[name]
                 made[name] = compile_for_tpu(phase.function, *phase.args, in_shardings=phase.layouts)
     hbm = topology.chip.hbm_bytes
-    result['phases'] = {name: _memory(compiled) for name, compiled in made.items()}
+    result = {'phases': {name: _memory(compiled) for name, compiled in made.items()}}
     if 'restore' in phases:
         result['phases']['restore'] = _held(2 * state_bytes(planned), hbm)
     if 'train' in made and made['train'].fits:
         result |= _speed(config, topology, tokenizer_config, mesh, made['train'])
     return result | {'notes': planned.notes}
-
-
-def compile_step(planned: Task, mesh) -> Compiled:
-    """The training step, compiled as training does; call it inside of `activate(mesh)`."""
-    whole = replicated(mesh)
-    return compile_for_tpu(
-        planned.step,
-        planned.state,
-        planned.frozen,
-        planned.batch,
-        abstract_key(),
-        in_shardings=(planned.layout, planned.frozen_layout, batch_sharding(mesh), whole),
-        out_shardings=(planned.layout, whole),
-        donate_argnums=0,
-    )
 
 
 def _memory(compiled: Compiled) -> dict[str, Any]:
@@ -253,8 +238,8 @@ def _change(config, topology: Topology, tokenizer_config, phases: Sequence[str])
     return change and [f'{key}={value!r}' for key, value in change.items()], tried
 
 
-def _stronger(config: Mapping[str, Any]) -> list[str]:
-    """Policies of recomputation beyond the configuration's own, as settings."""
+def _stronger(config: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Policies of recomputation beyond the configuration's own, as changes of it."""
     section, policies = ('tokenizer', ('none', 'blocks')) if 'tokenizer' in config else ('denoiser', REMAT)
     now = config[section].get('remat', 'none')
-    return [f'{section}.remat={name}' for name in policies[policies.index(now) + 1 :]] if now in policies else []
+    return [{f'{section}.remat': name} for name in policies[policies.index(now) + 1 :]] if now in policies else []

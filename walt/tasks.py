@@ -44,11 +44,12 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What there is to count, all of it abstract.
+    """What there is to count, all of it abstract, and `new`, which makes some of it.
 
     Attributes:
         kind: 'tokenizer' or 'denoiser'.
         sizes: entries of the plan that come from the configuration alone.
+        new: key -> (state, layout), on the devices of the mesh.
         state, layout: of training, and how it lies on the mesh.
         step: (state, frozen, batch, key) -> (state, metrics).
         frozen, frozen_layout: networks that the step reads.
@@ -59,6 +60,7 @@ class Task:
 
     kind: str
     sizes: dict[str, Any]
+    new: Callable[[jax.Array], tuple[State, State]]
     state: State
     layout: State
     step: Callable
@@ -67,6 +69,22 @@ class Task:
     batch: dict[str, jax.ShapeDtypeStruct]
     phases: dict[str, Phase]
     notes: list[str]
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """Of the step."""
+        return self.state, self.frozen, self.batch, abstract_key()
+
+    @property
+    def jit(self) -> dict[str, Any]:
+        """Keyword arguments of `jax.jit` for the step: where everything lies, and that the state is donated."""
+        mesh = self.layout.step.mesh
+        whole = replicated(mesh)
+        return {
+            'in_shardings': (self.layout, self.frozen_layout, batch_sharding(mesh), whole),
+            'out_shardings': (self.layout, whole),
+            'donate_argnums': 0,
+        }
 
 
 def task(
@@ -107,9 +125,11 @@ def _tokenizer_task(config: Mapping[str, Any], mesh: AbstractMesh | Mesh, rows: 
     tokenizer, clip = objective.tokenizer, clip_shape(config['data'])
     latents = tokenizer.latent_shape(*clip[:3])
     optimizer = build.optimizer(config['optimizer'], config['steps'])
-    state, layout = _abstract(
-        lambda key: create_tokenizer_state(objective, optimizer, mesh, key, clip, config['ema_decay'])
-    )
+
+    def new(key):
+        return create_tokenizer_state(objective, optimizer, mesh, key, clip, config['ema_decay'])
+
+    state, layout = _abstract(new)
 
     def encode(params, video_BTHWC):
         return tokenizer.apply({'params': params}, video_BTHWC, method='encode')
@@ -131,7 +151,8 @@ def _tokenizer_task(config: Mapping[str, Any], mesh: AbstractMesh | Mesh, rows: 
         phases['discriminate'] = Phase(discriminate, args, layouts)
     return Task(
         kind='tokenizer',
-        sizes={'task': 'tokenizer', 'clip': list(clip), 'latents': list(latents), 'tokens': math.prod(latents[:3])},
+        sizes={'clip': list(clip), 'latents': list(latents), 'tokens': math.prod(latents[:3])},
+        new=new,
         state=state,
         layout=layout,
         step=make_tokenizer_step(objective, optimizer, config['ema_decay'], config['accumulation']),
@@ -206,11 +227,11 @@ def _denoiser_task(
     return Task(
         kind='denoiser',
         sizes={
-            'task': 'denoiser',
             'latents': list(denoiser.latent_shape),
             'tokens': math.prod(denoiser.grid),
             'windows': dict(zip(('spatial', 'spatiotemporal'), map(math.prod, denoiser.windows))),
         },
+        new=new,
         state=state,
         layout=layout,
         step=make_denoiser_step(denoiser, loss, optimizer, config['ema_decay'], conditioning, config['accumulation']),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from walt.planning.chips import CHIPS
+from walt.planning.chips import CHIPS, chip_of
 
 # FLOPs that the matrix units do in a cycle: units x rows x columns x products a cycle x 2.
 A_CYCLE = {'v5e': 4 * 128**2 * 2, 'v5p': 8 * 128**2 * 2, 'v6e': 2 * 256**2 * 2 * 2}
@@ -23,6 +23,29 @@ def test_figures_are_in_flops_bytes_and_seconds(chip):
     # Matrices of a few hundred to a few thousand keep every one of them busy.
     assert 100 < chip.peak_flops / chip.hbm_bandwidth < 1000
     assert (chip.clock > 0) == (chip.vendor == 'tpu')
+
+
+@pytest.mark.parametrize(
+    ('device_kind', 'name'),
+    [
+        ('TPU v5', 'v5p'),
+        ('TPU v5p', 'v5p'),
+        ('TPU v5 lite', 'v5e'),
+        ('TPU v5e', 'v5e'),
+        ('TPU v6 lite', 'v6e'),
+        ('TPU v6e', 'v6e'),
+        ('NVIDIA A100-SXM4-80GB', 'a100'),
+        ('NVIDIA H100 80GB HBM3', 'h100'),
+        ('NVIDIA H200', 'h200'),
+    ],
+)
+def test_a_chip_is_found_by_the_name_that_jax_has_for_it(device_kind, name):
+    assert chip_of(device_kind) is CHIPS[name]
+
+
+@pytest.mark.parametrize('device_kind', ['cpu', 'TPU v4', 'NVIDIA H100 PCIe', 'NVIDIA H200 NVL', 'v5p', ''])
+def test_a_chip_that_is_not_in_the_table_is_none_however_like_its_name_is(device_kind):
+    assert chip_of(device_kind) is None
 
 
 def test_the_interconnect_of_a_chip_is_the_published_sum_of_its_links():

@@ -3,7 +3,7 @@
 from walt.planning.fitting import changes, smallest
 
 MESH = {'data': 4, 'fsdp': 1, 'tensor': 1}
-REMAT = ['denoiser.remat=attention', 'denoiser.remat=blocks']
+REMAT = [{'denoiser.remat': 'attention'}, {'denoiser.remat': 'blocks'}]
 
 
 def test_recomputation_comes_before_accumulation_and_that_before_the_mesh():

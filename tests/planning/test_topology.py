@@ -55,6 +55,11 @@ def test_a_ring_has_the_links_of_the_axes_it_extends_in():
         assert of == {'one axis': links * link, 'two axes': 2 * links * link, 'all': 3 * links * link}
 
 
+def test_half_of_a_ring_is_a_line():
+    mesh, pod = _mesh(4, 4, 8), topology('v5p:4x4x8')
+    assert pod.bandwidth(mesh, range(8)) == 2 * pod.bandwidth(mesh, range(4)) == 200e9
+
+
 def test_a_switch_gives_a_chip_all_it_has():
     assert topology('h100:8').bandwidth(None, ()) == 450e9
 

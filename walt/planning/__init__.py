@@ -1,1 +1,1 @@
-"""What a program costs, from shapes alone: its operations, its memory, and the table that says so."""
+"""What a program costs, from its shapes or compiled: operations, memory, collectives, and the tables that say so."""

@@ -60,3 +60,23 @@ CHIPS = {
         Chip('h200', 'gpu', 989e12, 141e9, 4800e9, 450e9),
     )
 }
+
+_DEVICE_KINDS = {
+    'TPU v5 lite': 'v5e',
+    'TPU v5e': 'v5e',
+    'TPU v5': 'v5p',
+    'TPU v5p': 'v5p',
+    'TPU v6 lite': 'v6e',
+    'TPU v6e': 'v6e',
+    'NVIDIA A100-SXM4-80GB': 'a100',
+    'NVIDIA H100 80GB HBM3': 'h100',
+    'NVIDIA H200': 'h200',
+}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip that JAX calls so (`device.device_kind`); None where the table has none.
+
+    Names are compared whole: a card of the same name with another ending (PCIe, NVL) has other figures.
+    """
+    return CHIPS.get(_DEVICE_KINDS.get(device_kind))

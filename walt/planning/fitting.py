@@ -14,19 +14,17 @@ from typing import Any
 Change = dict[str, Any]
 
 
-def changes(rows: int, mesh: Mapping[str, int], remat: Sequence[str], accumulation: int) -> Iterator[Change]:
+def changes(rows: int, mesh: Mapping[str, int], remat: Sequence[Change], accumulation: int) -> Iterator[Change]:
     """Changes to try, cheapest first; each a dict of configuration keys and their new values.
 
     Args:
         rows: clips on each device in a micro-batch now.
         mesh: axis -> size, with `data` and `fsdp` among them.
-        remat: names of what there is beyond the policy of now, cheapest first, by the key that takes it:
-            'denoiser.remat=blocks'.
+        remat: policies beyond that of now, cheapest first, such as {'denoiser.remat': 'blocks'}.
         accumulation: of now.
     """
     data, fsdp = mesh['data'], mesh['fsdp']
-    policies = [dict([name.split('=')]) for name in remat]
-    strongest = policies[-1] if policies else {}
+    strongest = remat[-1] if remat else {}
     parts = [1]
     while rows % (2 * parts[-1]) == 0:
         parts.append(2 * parts[-1])
@@ -34,7 +32,7 @@ def changes(rows: int, mesh: Mapping[str, int], remat: Sequence[str], accumulati
         of_mesh = {'mesh.data': data, 'mesh.fsdp': fsdp} if fsdp != mesh['fsdp'] else {}
         if of_mesh:
             yield of_mesh
-        yield from (of_mesh | policy for policy in policies)
+        yield from (of_mesh | policy for policy in remat)
         yield from (of_mesh | strongest | {'accumulation': accumulation * count} for count in parts[1:])
         if data % 2:
             return

@@ -69,7 +69,8 @@ def as_table(result: Mapping[str, Any]) -> str:
     sizes |= {'devices': f'{result["devices"]:,} ({mesh})', 'steps': f'{result["steps"]:,}'}
     memory = {}
     for phase, uses in result['memory'].items():
-        memory[f'{phase}, clips: {result["rows"] if phase == "training" else 1:,}'] = byte_text(uses['total'])
+        clips = {'training': f', clips: {result["rows"]:,}', 'restore': ''}.get(phase, ', clips: 1')
+        memory[phase + clips] = byte_text(uses['total'])
         shown = {use: count for use, count in uses.items() if use != 'total' and count >= 2**10}
         memory |= {f'{phase}/{use}': byte_text(count) for use, count in shown.items()}
     sections = {

@@ -121,7 +121,7 @@ def work(module: Module) -> list[Work]:
     for instruction, times, computation in module.executed():
         if instruction.opcode in _FREE or instruction.opcode.startswith(_COLLECTIVES):
             continue
-        if instruction.opcode.endswith('-done') or instruction.opcode.endswith('-update-done'):
+        if instruction.opcode.endswith('-done'):
             continue
         cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
         operation = re.search(r'op_name="([^"]*)"', instruction.attributes)

@@ -69,8 +69,8 @@ class Topology:
     def bandwidth(self, mesh: Mesh | None, members: Sequence[int]) -> float:
         """Bytes a second that each of a group of devices can send while all send along a ring.
 
-        On a torus a ring uses the links of each axis in which the group extends, both where the slice is closed along
-        it, one where it is a line. A switch gives a chip all it has.
+        On a torus a ring uses the links of each axis in which the group extends: both where it goes all around a side
+        that is closed, one where it is a line. A switch gives a chip all it has.
 
         Args:
             mesh: None for a switch.
@@ -79,9 +79,11 @@ class Topology:
         if not self.chip.torus or mesh is None:
             return self.chip.link_bandwidth
         coords = [mesh.devices.flat[member].coords for member in members]
-        varying = [axis for axis, along in enumerate(zip(*coords)) if len(set(along)) > 1]
-        sides = (*self.sides, *(1,) * 3)
-        links = sum(1 if sides[axis] % self.chip.wraps else 2 for axis in varying)
+        links = 0
+        for side, along in zip(self.sides, zip(*coords)):
+            extent = len(set(along))
+            if extent > 1:
+                links += 2 if extent == side and side % self.chip.wraps == 0 else 1
         return self.chip.link_bandwidth * max(links, 1)
 
 
