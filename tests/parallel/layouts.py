@@ -1,10 +1,12 @@
 """A training step, sampling, encoding and decoding on one virtual device and on eight, laid out in every usual way.
 
-`test_layouts.py` runs it. Prints, as JSON, {task: {layout: figures}}: how far the loss and the gradients (or what comes
-out) are from those of one device, by the largest of them; and for training {'KIND AXIS,..': bytes} of the collectives.
+`test_layouts.py` runs it, with names of layouts. Prints, as JSON, {task: {layout: figures}}: how far the loss and the
+gradients (or what comes out) are from those of one device, by the largest of them; and for training
+{'KIND AXIS,..': bytes} of the collectives.
 """
 
 import json
+import sys
 
 import jax
 import numpy as np
@@ -120,9 +122,15 @@ def used(params, mesh, layout):
     frozen = FrozenTokenizer(TOKENIZER, None, LatentNorm.identity(2))
     if 'encoder' in params:
         frozen = frozen.replace(params=jax.device_put(params, layout))
-        latents = jax.jit(FrozenTokenizer.encode)(frozen, put_batch(mesh, batch('tokenizer'))['video'])
-        decode = jax.jit(lambda params, z: TOKENIZER.apply({'params': params}, z, method='decode'))
-        return np.concatenate([np.ravel(latents), np.ravel(decode(frozen.params, latents))])
+
+        @jax.jit
+        def through(frozen, video_BTHWC):
+            latents = frozen.encode(video_BTHWC)
+            return latents, TOKENIZER.apply({'params': frozen.params}, latents, method='decode')
+
+        return np.concatenate(
+            [np.ravel(part) for part in through(frozen, put_batch(mesh, batch('tokenizer'))['video'])]
+        )
     stage = Stage(
         denoiser=denoiser(3),
         params=None,
@@ -150,7 +158,7 @@ def distance(a, b) -> float:
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
-def main():
+def main(names: list[str]):
     jax.config.update('jax_num_cpu_devices', 8)
     one = make_mesh(devices=jax.devices()[:1])
     result = {}
@@ -163,7 +171,7 @@ def main():
         with activate(one):
             loss, gradients, _ = one_step(step, state, layout, one, rows)
             expected = used(params, one, layout.params) if not whole_frames else None
-        for name in ['fsdp_context'] if whole_frames else LAYOUTS:
+        for name in ['fsdp_context'] if whole_frames else names:
             mesh = make_mesh(**LAYOUTS[name])
             _, layout = new(mesh)
             with activate(mesh):
@@ -181,4 +189,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    main(sys.argv[1:])

@@ -9,11 +9,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
-def run(program):
+def run(program, *args):
     """What a program of this folder prints, JSON in its last line."""
     environment = os.environ | {'PYTHONPATH': str(HERE.parents[1])}
     done = subprocess.run(
-        [sys.executable, HERE / program], env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, HERE / program, *args], env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
