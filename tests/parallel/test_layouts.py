@@ -92,3 +92,9 @@ def test_all_axes_at_once_compute_what_one_device_does():
     assert [name for _, name, _ in compared] == ['all', 'fsdp_context', 'all']
     for task, name, of in compared:
         assert max(of['loss'], of['gradients'], of.get('used', 0)) < 1e-5, (task, name, of)
+
+
+@pytest.mark.slow
+def test_convolutions_of_frames_of_any_size_compute_what_one_device_does():
+    for case, errors in run('convolutions.py').items():
+        assert max(errors) < 1e-5, (case, errors)

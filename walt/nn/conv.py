@@ -8,8 +8,10 @@ XLA's 3-D convolution is slow on CPUs. The same numbers come from 2-D convolutio
 a CPU runs here; `lax.platform_dependent` keeps the native one everywhere else, also when a CPU host compiles for an
 accelerator. `tests/benchmarks/conv.py` measures both.
 
-Devices that share a clip split its rows, and exchange the borders that a convolution looks across; where there are not
-enough rows for all of them, fewer share them, or none.
+Devices that share a clip split its rows, and exchange the borders that a convolution looks across. All of them do, or
+none, and both what goes into a convolution and what comes out is told where to lie: XLA's partitioner (of JAX 0.10)
+counts a kernel's gradient twice where rows are split along one axis of the mesh and another is idle, and gets
+convolutions of a row or two for each device wrong where it has laid them out itself.
 """
 
 from collections.abc import Sequence
@@ -27,6 +29,9 @@ from walt.nn.shards import shards
 from walt.precision import PARAM_DTYPE
 
 Triple = tuple[int, int, int]
+
+# A device has as many rows as this, or all. With fewer there are more borders than rows.
+_LEAST_ROWS = 4
 
 # Below this width XLA's CPU convolutions waste most of their time; measured in `tests/benchmarks/conv.py`.
 _FEW_CHANNELS = 8
@@ -157,7 +162,7 @@ class CausalConv3d(nn.Module):
     @nn.compact
     def __call__(self, x_BTHWC):
         init = initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal', in_axis=(0, 1, 2, 3), out_axis=4)
-        return _convolve(self, self.pad(x_BTHWC), init, self.strides)
+        return _convolve(self, self.pad(spread(x_BTHWC)), init, self.strides)
 
     def pad(self, x_BTHWC):
         """A method of its own because `walt.tokenizer.streaming` steps in here."""
@@ -176,7 +181,7 @@ class SameConv3d(nn.Module):
     @nn.compact
     def __call__(self, x_BTHWC):
         around = [(k // 2, k // 2) for k in self.kernel]
-        x_BTHWC = jnp.pad(x_BTHWC, [(0, 0), *around, (0, 0)])
+        x_BTHWC = jnp.pad(spread(x_BTHWC), [(0, 0), *around, (0, 0)])
         init = initializers.variance_scaling(1.0, 'fan_avg', 'uniform', in_axis=(0, 1, 2, 3), out_axis=4)
         return _convolve(self, x_BTHWC, init)
 
@@ -192,8 +197,13 @@ def _convolve(layer: CausalConv3d | SameConv3d, x_BTHWC, init, strides: Triple =
     if layer.use_bias:
         bias_init = nn.with_logical_partitioning(zeros, (layer.axes[1],))
         y = y + layer.param('bias', bias_init, (layer.features,), PARAM_DTYPE).astype(layer.dtype)
-    rows = next((name for name in ('rows', 'height') if y.shape[2] % shards(name) == 0), None)
-    return nn.with_logical_constraint(y, ('batch', 'frames', rows, 'width', 'act_channels'))
+    return spread(y)
+
+
+def spread(x_BTHWC):
+    """Splits rows between the devices that share a clip, where each then has enough of them; else each has all."""
+    rows = 'rows' if x_BTHWC.shape[2] % (_LEAST_ROWS * shards('rows')) == 0 else None
+    return nn.with_logical_constraint(x_BTHWC, ('batch', 'frames', rows, 'width', 'act_channels'))
 
 
 def depth_to_space(x_BTHWC, strides: Triple):
