@@ -33,8 +33,8 @@ Every step is waited for before the next one is dispatched; the first ones are n
     notes                   what is not in these figures
 
 Model FLOPs are those of matrix products and convolutions (`planning/flops.py`), of all micro-batches of a step, without
-what is computed again for the backward pass. Peaks are those of bfloat16, also where layers compute in float32. For `data`, what concerns programs is
-null.
+what is computed again for the backward pass. Peaks are those of bfloat16, also where layers compute in float32. For
+`data`, what concerns programs is null.
 """
 
 import json
@@ -212,7 +212,7 @@ def random_like(tree: Any, layout: Any, spread: float = 1.0) -> Any:
 
     def draw(leaf, key):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.split(key, leaf.shape)
+            return jax.random.split(jax.random.key(0), leaf.shape)
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             return spread * jax.random.normal(key, leaf.shape, leaf.dtype)
         return jax.random.bernoulli(key, 0.5, leaf.shape).astype(leaf.dtype)
@@ -221,7 +221,8 @@ def random_like(tree: Any, layout: Any, spread: float = 1.0) -> Any:
         leaves, structure = jax.tree.flatten(tree)
         return jax.tree.unflatten(structure, map(draw, leaves, jax.random.split(key, len(leaves))))
 
-    return jax.jit(draw_all, out_shardings=layout)(jax.random.key(1))
+    # Of all generators this one's draws compile fastest.
+    return jax.jit(draw_all, out_shardings=layout)(jax.random.key(1, impl='unsafe_rbg'))
 
 
 def _memory(compiled) -> dict[str, Any]:
