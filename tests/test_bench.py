@@ -43,7 +43,7 @@ def figures(result: dict, prefix: str = '') -> dict[str, float]:
         (tokenizer_config(), 'data'),
         (denoiser_config(), 'train'),
         pytest.param(denoiser_config(), 'forward', marks=pytest.mark.slow),
-        (denoiser_config(), 'sample'),
+        pytest.param(denoiser_config(), 'sample', marks=pytest.mark.slow),
         pytest.param(conditioned_config(), 'train', marks=pytest.mark.slow),
         pytest.param(conditioned_config(), 'sample', marks=pytest.mark.slow),
         (conditioned_config(), 'data'),

@@ -46,7 +46,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
-from jax.sharding import Mesh
 
 from walt import build
 from walt.costs import model_flops
@@ -111,8 +110,9 @@ def bench(
         measured = dict.fromkeys(('flops', 'flops_per_second', 'mfu', 'memory', 'compile_seconds'))
         notes = []
     else:
+        count = step_flops(config, planned, phase, tokenizer_config)  # Of one device, so not on this mesh.
         with activate(mesh):
-            seconds, measured = _time_program(config, planned, phase, mesh, steps, tokenizer_config)
+            seconds, measured = _time_program(planned, phase, steps, count)
         per_second = rows / statistics.median(seconds)
         notes = planned.notes
     return about | {
@@ -129,15 +129,8 @@ def bench(
     }
 
 
-def _time_program(
-    config: Mapping[str, Any],
-    planned: Task,
-    phase: str,
-    mesh: Mesh,
-    steps: int,
-    tokenizer_config: Mapping[str, Any] | None,
-) -> tuple[list[float], dict[str, Any]]:
-    """Seconds of every step, and what is known of the compiled program."""
+def _time_program(planned: Task, phase: str, steps: int, count: int) -> tuple[list[float], dict[str, Any]]:
+    """Seconds of every step, which does `count` FLOPs, and what is known of the compiled program."""
     step, arguments = _training(planned) if phase == 'train' else _inference(planned.phases[phase])
     start = time.perf_counter()
     compiled = step.lower(*arguments).compile()
@@ -152,13 +145,12 @@ def _time_program(
         if phase == 'train':
             state, _ = out
             arguments = state, *arguments[1:]  # that of before was donated
-    count = step_flops(config, planned, phase, tokenizer_config)
     rate = count / statistics.median(seconds)
     chip = chip_of(jax.devices()[0].device_kind)
     return seconds, {
         'flops': count,
         'flops_per_second': rate,
-        'mfu': rate / (mesh.size * chip.peak_flops) if chip else None,
+        'mfu': rate / (planned.layout.step.mesh.size * chip.peak_flops) if chip else None,
         'memory': _memory(compiled),
         'compile_seconds': compile_seconds,
     }
