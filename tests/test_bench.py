@@ -43,7 +43,7 @@ def figures(result: dict, prefix: str = '') -> dict[str, float]:
         (tokenizer_config(), 'data'),
         (denoiser_config(), 'train'),
         pytest.param(denoiser_config(), 'forward', marks=pytest.mark.slow),
-        (denoiser_config(), 'sample'),
+        pytest.param(denoiser_config(), 'sample', marks=pytest.mark.slow),
         pytest.param(conditioned_config(), 'train', marks=pytest.mark.slow),
         pytest.param(conditioned_config(), 'sample', marks=pytest.mark.slow),
         (conditioned_config(), 'data'),
@@ -98,6 +98,7 @@ def test_flops_are_the_models_and_grow_with_the_batch_but_not_with_recomputation
         return program.step_flops(config, tasks.task(config, abstract_mesh(), config['batch_size']), 'train')
 
     config = tokenizer_config()
+    config['tokenizer']['blocks'] = (1, 0)
     recomputed = config | {'tokenizer': config['tokenizer'] | {'remat': 'blocks'}, 'accumulation': 2}
     assert count(config) == count(recomputed) == count(recomputed | {'batch_size': 8}) / 2
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 from tiny import binary, conditioned_config, denoiser_config, finer_config, run_here, tokenizer_config
 
+from configs import quickstart_denoiser, quickstart_tokenizer
 from walt import build, costs, tasks
 from walt.denoiser.conditions import abstract
 from walt.denoiser.walt import Walt
@@ -351,15 +352,18 @@ def test_a_feature_network_that_is_not_installed_is_left_out_with_a_note(plan, m
     assert result['flops'] == plan(tokenizer_config())['flops']
 
 
-def test_the_program_prints_one_json_object_or_a_table(monkeypatch, capsys):
+def test_the_program_prints_one_json_object_or_a_table_of_the_configurations_it_is_given(plan, monkeypatch, capsys):
+    asked, result = [], plan(denoiser_config())
+    monkeypatch.setattr(binary('plan'), 'costs', lambda *args: asked.append(args) or result)
     monkeypatch.chdir('/')
     flags = [f'--config={ROOT}/configs/quickstart_denoiser.py:smoke', '--devices=2']
     flags += [f'--tokenizer_config={ROOT}/configs/quickstart_tokenizer.py:smoke']
-    planned = []
-    monkeypatch.setattr(binary('plan'), 'costs', lambda *args: planned.append(costs.costs(*args)) or planned[-1])
     run_here('plan', *flags, '--json')
-    result = json.loads(capsys.readouterr().out)
-    assert (result['rows'], result['devices'], result['tokens']) == (4, 2, 20) and 'decode' in result['flops']
-    monkeypatch.setattr(binary('plan'), 'costs', lambda *_: planned[-1])
+    assert json.loads(capsys.readouterr().out) == result
     run_here('plan', *flags)
     assert capsys.readouterr().out == as_table(result) + '\n'
+    run_here('plan', flags[0])
+    denoiser, tokenizer = (
+        module.get_config('smoke').to_dict() for module in (quickstart_denoiser, quickstart_tokenizer)
+    )
+    assert asked == [(denoiser, 2, tokenizer)] * 2 + [(denoiser, None, None)]

@@ -33,8 +33,8 @@ Every step is waited for before the next one is dispatched; the first ones are n
     notes                   what is not in these figures
 
 Model FLOPs are those of matrix products and convolutions (`planning/flops.py`), of all micro-batches of a step, without
-what is computed again for the backward pass. Peaks are those of bfloat16, also where layers compute in float32. For `data`, what concerns programs is
-null.
+what is computed again for the backward pass. Peaks are those of bfloat16, also where layers compute in float32. For
+`data`, what concerns programs is null.
 """
 
 import json
@@ -46,7 +46,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
-from jax.sharding import Mesh
 
 from walt import build
 from walt.costs import model_flops
@@ -111,8 +110,9 @@ def bench(
         measured = dict.fromkeys(('flops', 'flops_per_second', 'mfu', 'memory', 'compile_seconds'))
         notes = []
     else:
+        count = step_flops(config, planned, phase, tokenizer_config)  # Of one device, so not on this mesh.
         with activate(mesh):
-            seconds, measured = _time_program(config, planned, phase, mesh, steps, tokenizer_config)
+            seconds, measured = _time_program(planned, phase, steps, count)
         per_second = rows / statistics.median(seconds)
         notes = planned.notes
     return about | {
@@ -129,15 +129,8 @@ def bench(
     }
 
 
-def _time_program(
-    config: Mapping[str, Any],
-    planned: Task,
-    phase: str,
-    mesh: Mesh,
-    steps: int,
-    tokenizer_config: Mapping[str, Any] | None,
-) -> tuple[list[float], dict[str, Any]]:
-    """Seconds of every step, and what is known of the compiled program."""
+def _time_program(planned: Task, phase: str, steps: int, count: int) -> tuple[list[float], dict[str, Any]]:
+    """Seconds of every step, which does `count` FLOPs, and what is known of the compiled program."""
     step, arguments = _training(planned) if phase == 'train' else _inference(planned.phases[phase])
     start = time.perf_counter()
     compiled = step.lower(*arguments).compile()
@@ -152,13 +145,12 @@ def _time_program(
         if phase == 'train':
             state, _ = out
             arguments = state, *arguments[1:]  # that of before was donated
-    count = step_flops(config, planned, phase, tokenizer_config)
     rate = count / statistics.median(seconds)
     chip = chip_of(jax.devices()[0].device_kind)
     return seconds, {
         'flops': count,
         'flops_per_second': rate,
-        'mfu': rate / (mesh.size * chip.peak_flops) if chip else None,
+        'mfu': rate / (planned.layout.step.mesh.size * chip.peak_flops) if chip else None,
         'memory': _memory(compiled),
         'compile_seconds': compile_seconds,
     }
@@ -212,7 +204,7 @@ def random_like(tree: Any, layout: Any, spread: float = 1.0) -> Any:
 
     def draw(leaf, key):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.split(key, leaf.shape)
+            return jax.random.split(jax.random.key(0), leaf.shape)
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             return spread * jax.random.normal(key, leaf.shape, leaf.dtype)
         return jax.random.bernoulli(key, 0.5, leaf.shape).astype(leaf.dtype)
@@ -221,7 +213,8 @@ def random_like(tree: Any, layout: Any, spread: float = 1.0) -> Any:
         leaves, structure = jax.tree.flatten(tree)
         return jax.tree.unflatten(structure, map(draw, leaves, jax.random.split(key, len(leaves))))
 
-    return jax.jit(draw_all, out_shardings=layout)(jax.random.key(1))
+    # Of all generators this one's draws compile fastest.
+    return jax.jit(draw_all, out_shardings=layout)(jax.random.key(1, impl='unsafe_rbg'))
 
 
 def _memory(compiled) -> dict[str, Any]:
