@@ -24,7 +24,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+_ROWS = 16
 _LANES = 128
+# Arrays as large as the logits of a head that its backward pass holds at a time.
+_LOGITS = 6
 _ABSENT = -1e30
 EPSILON = 1e-6
 # Bytes of VMEM that a kernel may take: a window's logits, and twice the bias and its gradient.
@@ -48,24 +51,26 @@ def _product_backward(equation, operands, g):
 _product.defvjp(lambda equation, a, b: (_product(equation, a, b), (a, b)), _product_backward)
 
 
-def normalised(x, scale, bias):
-    """Layer norm over the last axis, float32 inside."""
-    y = x.astype(jnp.float32)
-    y = y - y.mean(-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + EPSILON)
-    return (y * scale + bias).astype(x.dtype)
+def _normalised(x_KP, scale_K1, bias_K1):
+    """Layer norm over the first axis, float32 inside."""
+    y = x_KP.astype(jnp.float32)
+    y = y - y.mean(0, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(0, keepdims=True) + EPSILON)
+    return (y * scale_K1 + bias_K1).astype(x_KP.dtype)
 
 
-def _head(q_PK, k_MK, v_MK, norms_4K, bias_PM, mask_1M):
+def _head(q_KP, k_KM, v_KM, norms_K4, bias_MP, mask_M1):
     """What one head does in one window; the last three may be None."""
-    if norms_4K is not None:
-        q_PK, k_MK = normalised(q_PK, norms_4K[0:1], norms_4K[1:2]), normalised(k_MK, norms_4K[2:3], norms_4K[3:4])
-    logits_PM = _product('pk,mk->pm', q_PK, k_MK) * q_PK.shape[-1] ** -0.5
-    for addend in (bias_PM, mask_1M):
-        logits_PM = logits_PM if addend is None else logits_PM + addend.astype(jnp.float32)
-    weights_PM = jnp.exp(logits_PM - jax.lax.stop_gradient(logits_PM.max(-1, keepdims=True)))
-    total_P1 = weights_PM.sum(-1, keepdims=True)
-    return _product('pm,mk->pk', weights_PM.astype(v_MK.dtype), v_MK) / total_P1
+    if norms_K4 is not None:
+        q_KP = _normalised(q_KP, norms_K4[:, 0:1], norms_K4[:, 1:2])
+        k_KM = _normalised(k_KM, norms_K4[:, 2:3], norms_K4[:, 3:4])
+    q_KP = (q_KP.astype(jnp.float32) * q_KP.shape[0] ** -0.5).astype(q_KP.dtype)
+    logits_MP = _product('km,kp->mp', k_KM, q_KP)
+    for addend in (bias_MP, mask_M1):
+        logits_MP = logits_MP if addend is None else logits_MP + addend.astype(jnp.float32)
+    weights_MP = jnp.exp(logits_MP - jax.lax.stop_gradient(logits_MP.max(0, keepdims=True)))
+    total_1P = weights_MP.sum(0, keepdims=True)
+    return _product('km,mp->kp', v_KM, weights_MP.astype(v_KM.dtype)) / total_1P
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +88,8 @@ class _Grid:
 
     @property
     def block(self) -> int:
-        """Heads in a block: the fewest whose width is a multiple of the lanes, else all."""
-        counts = [n for n in range(1, self.heads) if self.heads % n == 0 and n * self.width % _LANES == 0]
+        """Heads in a block: the fewest whose width is a multiple of the rows of a tile, and half of all at the most."""
+        counts = [n for n in range(1, self.heads) if self.heads % n == 0 and n * self.width % _ROWS == 0]
         return min(counts, default=self.heads)
 
     @property
@@ -95,33 +100,33 @@ class _Grid:
     def steps(self) -> tuple[int, int, int]:
         return self.heads // self.block, self.halves, self.windows // self.halves
 
-    def lanes(self, n: int) -> slice:
+    def rows(self, n: int) -> slice:
         """Of head `n` of a block."""
         return slice(n * self.width, (n + 1) * self.width)
 
     def tokens(self, length: int) -> pl.BlockSpec:
         each = self.windows // self.halves
-        return pl.BlockSpec((None, length, self.block * self.width), lambda b, h, i: (h * each + i, 0, b))
+        return pl.BlockSpec((None, self.block * self.width, length), lambda b, h, i: (h * each + i, b, 0))
 
     def inputs(self) -> list[pl.BlockSpec]:
         """Of q, k, v and, where they are given, norms, bias and mask."""
         each, keys = self.windows // self.halves, self.tokens(self.keys)
-        norms = pl.BlockSpec((4, self.width), lambda b, h, i: (0, 0))
-        bias = pl.BlockSpec((self.block, self.queries, self.keys), lambda b, h, i: (b, 0, 0))
-        mask = pl.BlockSpec((None, 1, self.keys), lambda b, h, i: (h * each + i, 0, 0))
+        norms = pl.BlockSpec((self.width, 4), lambda b, h, i: (0, 0))
+        bias = pl.BlockSpec((self.block, self.keys, self.queries), lambda b, h, i: (b, 0, 0))
+        mask = pl.BlockSpec((None, self.keys, 1), lambda b, h, i: (h * each + i, 0, 0))
         optional = zip((norms, bias, mask), (self.normalises, self.has_bias, self.has_mask))
         return [self.tokens(self.queries), keys, keys, *(spec for spec, given in optional if given)]
 
     def read(self, refs) -> list:
         """[q, k, v, norms, bias, mask] from the references that there are."""
-        refs = iter(refs)
-        return [next(refs) if given else None for given in (True,) * 3 + (self.normalises, self.has_bias, self.has_mask)]
+        refs, given = iter(refs), (True, True, True, self.normalises, self.has_bias, self.has_mask)
+        return [next(refs) if there else None for there in given]
 
     def head(self, refs, n: int) -> tuple:
         """The arguments of `_head` for head `n` of the block."""
         *tokens, norms, bias, mask = refs
         return (
-            *(ref[:, self.lanes(n)] for ref in tokens),
+            *(ref[self.rows(n)] for ref in tokens),
             None if norms is None else norms[...],
             None if bias is None else bias[n],
             None if mask is None else mask[...],
@@ -137,7 +142,7 @@ def _forward_kernel(grid: _Grid, *refs):
     *inputs, y = refs
     inputs = grid.read(inputs)
     for n in range(grid.block):
-        y[:, grid.lanes(n)] = _head(*grid.head(inputs, n)).astype(y.dtype)
+        y[grid.rows(n)] = _head(*grid.head(inputs, n)).astype(y.dtype)
 
 
 def _backward_kernel(grid: _Grid, count: int, *refs):
@@ -152,12 +157,12 @@ def _backward_kernel(grid: _Grid, count: int, *refs):
                 total[...] = jnp.zeros(total.shape, total.dtype)
 
     for n in range(grid.block):
-        lanes = grid.lanes(n)
+        rows = grid.rows(n)
         *given, mask = grid.head(inputs, n)
-        _, pull_back = jax.vjp(lambda *given: _head(*given, mask), *given)
-        *of_tokens, of_norms, of_bias = pull_back(dy[:, lanes].astype(jnp.float32))
+        _, pull_back = jax.vjp(functools.partial(_head, mask_M1=mask), *given)
+        *of_tokens, of_norms, of_bias = pull_back(dy[rows].astype(jnp.float32))
         for ref, value in zip((dq, dk, dv), of_tokens):
-            ref[:, lanes] = value
+            ref[rows] = value
         if dnorms is not None:
             dnorms[...] += of_norms
         if dbias is not None:
@@ -167,10 +172,10 @@ def _backward_kernel(grid: _Grid, count: int, *refs):
 def _grid(heads, q, k, norms, bias, mask) -> _Grid:
     return _Grid(
         windows=q.shape[0],
-        queries=q.shape[1],
-        keys=k.shape[1],
+        queries=q.shape[2],
+        keys=k.shape[2],
         heads=heads,
-        width=q.shape[2] // heads,
+        width=q.shape[1] // heads,
         normalises=norms is not None,
         has_bias=bias is not None,
         has_mask=mask is not None,
@@ -209,7 +214,7 @@ def _attention_backward(heads: int, interpret: bool, inputs, dy):
     arrays = [x for x in inputs if x is not None]
     blocks, halves, _ = grid.steps
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
-    specs = [grid.tokens(x.shape[1]) for x in (q, k, v)]
+    specs = [grid.tokens(x.shape[2]) for x in (q, k, v)]
     if norms is not None:
         shapes.append(jax.ShapeDtypeStruct((halves, blocks, *norms.shape), jnp.float32))
         specs.append(pl.BlockSpec((None, None, *norms.shape), lambda b, h, i: (h, b, 0, 0)))
@@ -224,17 +229,34 @@ def _attention_backward(heads: int, interpret: bool, inputs, dy):
     return dq, dk, dv, dnorms, dbias, None if mask is None else jnp.zeros_like(mask)
 
 
-_attention.defvjp(lambda heads, interpret, *inputs: (_attention(heads, interpret, *inputs), inputs), _attention_backward)
+def _attention_forward(heads: int, interpret: bool, *inputs):
+    return _attention(heads, interpret, *inputs), inputs
 
 
-def window_attention(q_WPD, k_WMD, v_WMD, heads: int, norms_4K=None, bias_NPM=None, mask_WM=None, interpret=False):
-    """(W, P, N K), (W, M, N K), (W, M, N K) -> (W, P, N K).
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+def pays(queries: int, keys: int, heads: int, width: int) -> bool:
+    """Whether the program being traced is for TPUs, and windows are such that a kernel is there faster than einsums.
+
+    They fill the lanes, and what is held of a head in VMEM fits.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if (device.platform if device else jax.default_backend()) != 'tpu' or min(queries, keys) < _LANES:
+        return False
+    block = _Grid(1, queries, keys, heads, width, True, True, False).block
+    logits = 4 * keys * -(-queries // _LANES) * _LANES
+    return logits * (_LOGITS + 4 * block) <= _VMEM
+
+
+def window_attention(q_WEP, k_WEM, v_WEM, heads: int, norms_K4=None, bias_NMP=None, mask_WM=None, interpret=False):
+    """(W, N K, P), (W, N K, M), (W, N K, M) -> (W, N K, P).
 
     Args:
-        norms_4K: scale and bias of the norm of queries, then of keys, float32; None: no norm.
-        bias_NPM: added to the logits, float32.
+        norms_K4: scale and bias of the norm of queries, then of keys, float32; None: no norm.
+        bias_NMP: added to the logits, keys first, float32.
         mask_WM: False where there is no key; each window has at least one.
         interpret: runs anywhere, slowly.
     """
-    mask = None if mask_WM is None else jnp.where(mask_WM, 0.0, _ABSENT)[:, None].astype(jnp.float32)
-    return _attention(heads, interpret, q_WPD, k_WMD, v_WMD, norms_4K, bias_NPM, mask)
+    mask = None if mask_WM is None else jnp.where(mask_WM, 0.0, _ABSENT)[..., None].astype(jnp.float32)
+    return _attention(heads, interpret, q_WEP, k_WEM, v_WEM, norms_K4, bias_NMP, mask)
