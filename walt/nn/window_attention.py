@@ -133,9 +133,11 @@ class _Grid:
         )
 
     def cost(self, products: int, moved: int) -> pl.CostEstimate:
-        """Of a pass with so many products of a head's queries and keys, without padding."""
-        logits = self.windows * self.heads * self.queries * self.keys
-        return pl.CostEstimate(flops=2 * products * logits * self.width, transcendentals=logits, bytes_accessed=moved)
+        """Of a pass with so many products of a head's queries and keys: FLOPs without padding, exponentials with it."""
+        of_windows = self.windows * self.heads
+        flops = 2 * products * of_windows * self.queries * self.keys * self.width
+        logits = of_windows * -(-self.keys // 8) * 8 * -(-self.queries // _LANES) * _LANES
+        return pl.CostEstimate(flops=flops, transcendentals=logits, bytes_accessed=moved)
 
 
 def _forward_kernel(grid: _Grid, *refs):
