@@ -230,15 +230,15 @@ def _bytes(module: Module, instruction: Instruction, computation: str) -> int:
     (name,) = instruction.called
     body = module.computations[name]
     return _written(body, results) + sum(
-        _read(body, int(inner.literal), arrays)
+        _read(module, body, int(inner.literal), arrays)
         for inner in body.values()
         if inner.opcode == 'parameter'
         for arrays in [operands[int(inner.literal)]]
     )
 
 
-def _read(body: dict[str, Instruction], number: int, arrays: tuple[Array, ...]) -> int:
-    """Bytes that a fusion reads of its operand `number`."""
+def _read(module: Module, body: dict[str, Instruction], number: int, arrays: tuple[Array, ...]) -> int:
+    """Bytes that a fusion reads of its operand `number`, also in fusions within it."""
     (parameter,) = (i for i in body.values() if i.opcode == 'parameter' and int(i.literal) == number)
     sliced, pending = 0, [parameter.name]
     while pending:
@@ -252,6 +252,10 @@ def _read(body: dict[str, Instruction], number: int, arrays: tuple[Array, ...]) 
                 sliced += sum(array.padded_bytes for array in user.arrays)
             elif user.opcode == 'dynamic-update-slice' and user.operands[0] == name:
                 pass  # written in place; what is not written is not read
+            elif user.opcode == 'fusion':
+                within = [module.computations[called] for called in user.called]
+                places = [place for place, operand in enumerate(user.operands) if operand == name]
+                sliced += sum(_read(module, inner, place, arrays) for inner in within for place in places)
             else:
                 return _in_hbm(arrays)
     return min(sliced, _in_hbm(arrays))
