@@ -75,8 +75,7 @@ class Mlp(nn.Module):
         width = x.shape[-1]
         up = Einsum('...D,DF->...F', (width, self.hidden), ('embed', 'mlp'), dtype=self.dtype, name='up')
         down = Einsum('...F,FD->...D', (self.hidden, width), ('mlp', 'embed'), dtype=self.dtype, name='down')
-        # A TPU's compiler would fuse both products, and in tiles of the second compute the first several times.
-        return down(jax.lax.optimization_barrier(nn.gelu(up(x))))
+        return down(nn.gelu(up(x)))
 
 
 class WindowLayer(nn.Module):
