@@ -107,7 +107,7 @@ def test_what_lies_in_the_cores_own_memory_costs_no_bandwidth_but_its_copy_does(
 
 
 def test_a_kernel_is_as_slow_as_it_says():
-    """2048 exponentials take 16 cycles of one core; of two, 8."""
+    """2048 exponentials take 22 cycles of one core; of two, 11."""
     text = """  %a = f32[100]{0} parameter(0)
   ROOT %r = f32[100]{0} custom-call(%a), custom_call_target="tpu_custom_call", \
 metadata={op_name="jit(f)/NAME/pallas_call"}, backend_config={"custom_call_config":{"cost_estimate":{"flops":"900000",\
@@ -115,7 +115,7 @@ metadata={op_name="jit(f)/NAME/pallas_call"}, backend_config={"custom_call_confi
     chips = [dataclasses.replace(CHIP, clock=10.0, cores=cores) for cores in (1, 2)]
     known, unknown = (one(text.replace('NAME', name)) for name in ('window_attention', 'other'))
     assert known.flops == unknown.flops == 900000
-    assert [known.seconds(chip) for chip in chips] == [pytest.approx(1.6), pytest.approx(0.9)]
+    assert [known.seconds(chip) for chip in chips] == [pytest.approx(2.2), pytest.approx(1.1)]
     assert unknown.seconds(chips[0]) == known.seconds(chips[0], at_best=True) == pytest.approx(0.9)
 
 

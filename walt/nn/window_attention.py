@@ -88,8 +88,8 @@ class _Grid:
 
     @property
     def block(self) -> int:
-        """Heads in a block: the fewest whose width is a multiple of the rows of a tile, and half of all at the most."""
-        counts = [n for n in range(1, self.heads) if self.heads % n == 0 and n * self.width % _ROWS == 0]
+        """Heads in a block: the fewest, but two, whose width is a multiple of the rows of a tile; else all."""
+        counts = [n for n in range(2, self.heads) if self.heads % n == 0 and n * self.width % _ROWS == 0]
         return min(counts, default=self.heads)
 
     @property
