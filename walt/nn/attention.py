@@ -9,6 +9,9 @@ says; of a window whose queries they share, each holds all keys and values.
 LayerNorm on queries and keys, head by head, keeps the logits bounded as models grow (ViT-22B; W.A.L.T, section 5.2).
 That the window's own tokens are among the keys of the text's layer is section 4.3; its logits have no bias, neither for
 the text's keys nor for the window's, which the paper leaves open.
+
+In programs for TPUs one kernel does it all, norms included, where that pays (`walt.nn.window_attention`); not with
+rotary positions. Its arrays have the tokens last, BGEP for heads and their width E = N K in one.
 """
 
 import jax
