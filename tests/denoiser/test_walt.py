@@ -155,7 +155,7 @@ def test_what_is_kept_for_the_backward_pass_changes_no_gradient(remat, small_den
     np.testing.assert_allclose(same, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_what_is_kept_for_the_backward_pass_falls_from_all_to_attention_to_blocks_to_nothing(tiny_denoiser):
+def test_what_is_kept_for_the_backward_pass_falls_from_all_to_products_to_attention_to_blocks_to_nothing(tiny_denoiser):
     """Numbers that lie on the device, and on the host, between forward and backward pass."""
 
     def kept(remat):
@@ -166,10 +166,11 @@ def test_what_is_kept_for_the_backward_pass_falls_from_all_to_attention_to_block
         on_host = sum('host' in str(var.aval) for var in program.jaxpr.outvars)
         return sum(leaf.size for leaf in jax.tree.leaves(backward)), on_host
 
-    everything, attention, blocks, offload = (kept(remat) for remat in ('none', 'attention', 'blocks', 'offload'))
-    assert everything[0] > attention[0] > blocks[0]
+    policies = ('none', 'products', 'attention', 'blocks', 'offload')
+    everything, products, attention, blocks, offload = (kept(remat) for remat in policies)
+    assert everything[0] > products[0] > attention[0] > blocks[0]
     assert attention[0] - blocks[0] == 2 * 2 * 2 * (2 * 4 * 4) * 8  # blocks, layers in them, rows, tokens, width
-    assert everything[1] == attention[1] == blocks[1] == 0 < offload[1]
+    assert everything[1] == products[1] == attention[1] == blocks[1] == 0 < offload[1]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Roofline arithmetic on small programs, where every figure can be told by hand."""
 
+import dataclasses
+
 import pytest
 
 from walt.planning.chips import Chip
@@ -74,6 +76,16 @@ def test_of_stacked_layers_only_the_slice_is_read_or_written():
   %i = s32[] parameter(1)
   ROOT %r = f32[1,100]{1,0} fusion(%x, %i), kind=kLoop, calls=%f"""
     assert one(read, SLICED).bytes == 400 + 4 + 400
+    nested = (
+        SLICED
+        + """%g (p: f32[10,100], i: s32[]) -> f32[1,100] {
+  %p = f32[10,100]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %s = f32[1,100]{1,0} fusion(%p, %i), kind=kLoop, calls=%f
+}
+"""
+    )
+    assert one(read.replace('%f', '%g'), nested).bytes == 400 + 4 + 400
     written = """  %x = f32[10,100]{1,0} parameter(0)
   %u = f32[1,100]{1,0} parameter(1)
   %i = s32[] parameter(2)
@@ -92,6 +104,19 @@ def test_what_lies_in_the_cores_own_memory_costs_no_bandwidth_but_its_copy_does(
     assert found['c'].seconds(CHIP) == 0
     # 800 bytes in all, though the one instruction that takes time moves half of them.
     assert roofline(module(text), CHIP).seconds == pytest.approx(0.8)
+
+
+def test_a_kernel_is_as_slow_as_it_says():
+    """2048 exponentials take 22 cycles of one core; of two, 11."""
+    text = """  %a = f32[100]{0} parameter(0)
+  ROOT %r = f32[100]{0} custom-call(%a), custom_call_target="tpu_custom_call", \
+metadata={op_name="jit(f)/NAME/pallas_call"}, backend_config={"custom_call_config":{"cost_estimate":{"flops":"900000",\
+"transcendentals":"2048","bytes_accessed":"800"}}}"""
+    chips = [dataclasses.replace(CHIP, clock=10.0, cores=cores) for cores in (1, 2)]
+    known, unknown = (one(text.replace('NAME', name)) for name in ('window_attention', 'other'))
+    assert known.flops == unknown.flops == 900000
+    assert [known.seconds(chip) for chip in chips] == [pytest.approx(2.2), pytest.approx(1.1)]
+    assert unknown.seconds(chips[0]) == known.seconds(chips[0], at_best=True) == pytest.approx(0.9)
 
 
 def test_collectives_that_nothing_waits_for_hide_behind_the_rest():

@@ -9,16 +9,23 @@ says; of a window whose queries they share, each holds all keys and values.
 LayerNorm on queries and keys, head by head, keeps the logits bounded as models grow (ViT-22B; W.A.L.T, section 5.2).
 That the window's own tokens are among the keys of the text's layer is section 4.3; its logits have no bias, neither for
 the text's keys nor for the window's, which the paper leaves open.
+
+In programs for TPUs one kernel does it all, norms included, where that pays (`walt.nn.window_attention`); not with
+rotary positions. Its arrays have the tokens last, BGEP for heads and their width E = N K in one.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.nn import initializers
 
-from walt.nn.einsum import Einsum, zeros
+from walt.nn.einsum import zeros
 from walt.nn.embeddings import rotate
 from walt.nn.norm import LayerNorm
 from walt.nn.remat import of_attention
+from walt.nn.shards import shards, whole
+from walt.nn.window_attention import pays, window_attention
+from walt.precision import PARAM_DTYPE
 
 Split = tuple[str | None, str | None]
 """Logical names of the windows G and of the queries P in them, None where no devices share them."""
@@ -49,19 +56,23 @@ class Attention(nn.Module):
             alone_B: rows whose tokens attend to themselves and to nothing else, bool. A softmax over one logit is 1, so
                 what comes out of the attention is the token's value.
         """
-        width = x_BGPD.shape[-1]
-        shape, axes = (width, 3, self.heads, width // self.heads), ('embed', None, 'heads', 'head')
-        qkv = Einsum('BGPD,DSNK->BGPSNK', shape, axes, dtype=self.dtype, name='qkv')(x_BGPD)
-        q_BGPNK, k_BGPNK, v_BGPNK = (qkv[..., i, :, :] for i in range(3))
-        if self.qk_norm:
-            q_BGPNK, k_BGPNK = _norm('q_norm', q_BGPNK, self.dtype), _norm('k_norm', k_BGPNK, self.dtype)
-        if angles_PA is not None:
-            q_BGPNK, k_BGPNK = rotate(q_BGPNK, angles_PA), rotate(k_BGPNK, angles_PA)
-        bias = None if bias_NPP is None else bias_NPP[None].astype(self.dtype)
-        y_BGPNK = of_attention(_attend(q_BGPNK, k_BGPNK, v_BGPNK, self.split, bias=bias))
+        length, width = x_BGPD.shape[2:]
+        fused = angles_PA is None and pays(length, length, self.heads, width // self.heads)
+        q, k, v = Heads(3, self.heads, fused, self.dtype, name='qkv')(x_BGPD)
+        if fused:
+            norms_K4 = _norms(width // self.heads) if self.qk_norm else None
+            bias_NMP = None if bias_NPP is None else bias_NPP.swapaxes(1, 2)
+            y = _fused(q, k, v, self.heads, self.split, norms_K4, bias_NMP)
+        else:
+            q, k = _normed(q, k, self.dtype) if self.qk_norm else (q, k)
+            if angles_PA is not None:
+                q, k = rotate(q, angles_PA), rotate(k, angles_PA)
+            bias_1NPP = None if bias_NPP is None else bias_NPP[None].astype(self.dtype)
+            y = _attend(q, k, v, self.split, bias=bias_1NPP)
+        y = of_attention(y)
         if alone_B is not None:
-            y_BGPNK = jnp.where(alone_B[:, None, None, None, None], v_BGPNK, y_BGPNK)
-        return _out(width, self.dtype)(y_BGPNK)
+            y = jnp.where(alone_B.reshape(-1, *(1,) * (y.ndim - 1)), v, y)
+        return Out(width, self.heads, dtype=self.dtype, name='out')(y)
 
 
 class CrossAttention(nn.Module):
@@ -80,19 +91,112 @@ class CrossAttention(nn.Module):
     def __call__(self, x_BGPD, text_BTSD, mask_BTS):
         batch, windows, length, width = x_BGPD.shape
         times = windows // text_BTSD.shape[1]
-        shape = (width, self.heads, width // self.heads)
-        q_BGPNK = Einsum('BGPD,DNK->BGPNK', shape, ('embed', 'heads', 'head'), dtype=self.dtype, name='q')(x_BGPD)
-        shape, axes = (width, 2, *shape[1:]), ('embed', None, 'heads', 'head')
-        to_kv = Einsum('BGPD,DSNK->BGPSNK', shape, axes, dtype=self.dtype, name='kv')
-        of_text = jnp.tile(to_kv(text_BTSD), (1, times, 1, 1, 1, 1))
-        kv = jnp.concatenate([to_kv(x_BGPD), of_text], axis=2)
-        k_BGMNK, v_BGMNK = kv[..., 0, :, :], kv[..., 1, :, :]
-        if self.qk_norm:
-            q_BGPNK, k_BGMNK = _norm('q_norm', q_BGPNK, self.dtype), _norm('k_norm', k_BGMNK, self.dtype)
+        fused = pays(length, length + text_BTSD.shape[2], self.heads, width // self.heads)
+        (q,) = Heads(1, self.heads, fused, self.dtype, name='q')(x_BGPD)
+        to_kv = Heads(2, self.heads, fused, self.dtype, name='kv')
+        k, v = (
+            jnp.concatenate([own, jnp.tile(of_text, (1, times) + (1,) * (own.ndim - 2))], axis=3 if fused else 2)
+            for own, of_text in zip(to_kv(x_BGPD), to_kv(text_BTSD))
+        )
         own_BGP = jnp.ones((batch, windows, length), bool)
         mask_BGM = jnp.concatenate([own_BGP, jnp.tile(mask_BTS, (1, times, 1))], axis=2)
-        y_BGPNK = of_attention(_attend(q_BGPNK, k_BGMNK, v_BGMNK, self.split, mask=mask_BGM[:, :, None, None]))
-        return _out(width, self.dtype, zeros)(y_BGPNK)
+        if fused:
+            norms_K4 = _norms(width // self.heads) if self.qk_norm else None
+            y = _fused(q, k, v, self.heads, self.split, norms_K4, mask_BGM=mask_BGM)
+        else:
+            q, k = _normed(q, k, self.dtype) if self.qk_norm else (q, k)
+            y = _attend(q, k, v, self.split, mask=mask_BGM[:, :, None, None])
+        return Out(width, self.heads, zeros, self.dtype, name='out')(of_attention(y))
+
+
+class Heads(nn.Module):
+    """x_BGPD -> `count` arrays: (B, G, P, N, K), or (B, G, N K, P) from a product each, as the fused kernel takes them.
+
+    The parameters are the same: `kernel`, (D, count, N, K) without a count of 1, and `bias`.
+    """
+
+    count: int
+    heads: int
+    fused: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BGPD):
+        width = x_BGPD.shape[-1]
+        S, counted, of_count = ('S', (self.count,), (None,)) if self.count > 1 else ('', (), ())
+        shape, axes = (*counted, self.heads, width // self.heads), (*of_count, 'heads', 'head')
+        init = initializers.variance_scaling(1.0, 'fan_avg', 'uniform', [0], range(1, len(shape) + 1))
+        init = nn.with_logical_partitioning(init, ('embed', *axes))
+        kernel = self.param('kernel', init, (width, *shape), PARAM_DTYPE)
+        bias = self.param('bias', nn.with_logical_partitioning(zeros, axes), shape, PARAM_DTYPE)
+        kernel, bias = whole(kernel.astype(self.dtype), ('embed', *axes)), bias.astype(self.dtype)
+        x_BGPD = x_BGPD.astype(self.dtype)
+        if self.fused:
+            kernel, bias = kernel.reshape(width, self.count, -1), bias.reshape(self.count, -1, 1)
+            return [jnp.einsum('BGPD,DE->BGEP', x_BGPD, kernel[:, i]) + bias[i] for i in range(self.count)]
+        y = jnp.einsum(f'BGPD,D{S}NK->BGP{S}NK', x_BGPD, kernel) + bias
+        return [y[..., i, :, :] for i in range(self.count)] if counted else [y]
+
+
+class Out(nn.Module):
+    """(B, G, P, N, K), or (B, G, N K, P) from the fused kernel, -> (B, G, P, D)."""
+
+    width: int
+    heads: int
+    init: initializers.Initializer = initializers.variance_scaling(1.0, 'fan_avg', 'uniform', [0, 1], [2])
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, y):
+        shape, axes = (self.heads, self.width // self.heads, self.width), ('heads', 'head', 'embed')
+        kernel = self.param('kernel', nn.with_logical_partitioning(self.init, axes), shape, PARAM_DTYPE)
+        bias = self.param('bias', nn.with_logical_partitioning(zeros, ('embed',)), (self.width,), PARAM_DTYPE)
+        kernel, bias = whole(kernel.astype(self.dtype), axes), whole(bias.astype(self.dtype), ('embed',))
+        if y.ndim == 4:
+            return jnp.einsum('BGEP,ED->BGPD', y, kernel.reshape(-1, self.width)) + bias
+        return jnp.einsum('BGPNK,NKD->BGPD', y, kernel) + bias
+
+
+class _NormParameters(nn.Module):
+    """Those of a `LayerNorm` over the width of a head, for a kernel that normalises by itself: (K, 2)."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self):
+        return _ScaleAndBias(self.width, name='norm')()
+
+
+class _ScaleAndBias(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self):
+        inits = {'scale': initializers.ones, 'bias': zeros}
+        boxed = {name: nn.with_logical_partitioning(init, ('head',)) for name, init in inits.items()}
+        return jnp.stack([self.param(name, init, (self.width,), PARAM_DTYPE) for name, init in boxed.items()], axis=1)
+
+
+def _norms(width: int):
+    """norms_K4 of `window_attention`; the names are those of the caller's parameters."""
+    return jnp.concatenate([_NormParameters(width, name=name)() for name in ('q_norm', 'k_norm')], axis=1)
+
+
+def _fused(q_BGEP, k_BGEM, v_BGEM, heads: int, split: Split, norms_K4, bias_NMP=None, mask_BGM=None):
+    """`window_attention`, on each device of its rows, its heads, and its windows or queries."""
+    windows, queries = split
+    of_q, of_k = ('batch', windows, 'heads', queries), ('batch', windows, 'heads', None)
+    axes = (of_q, of_k, of_k, (None, None), ('heads', None, queries), ('batch', windows, None))
+    arrays = (q_BGEP, k_BGEM, v_BGEM, norms_K4, bias_NMP, mask_BGM)
+
+    def of_device(q, k, v, norms, bias, mask):
+        q_WEP, k_WEM, v_WEM, mask_WM = (None if x is None else x.reshape(-1, *x.shape[2:]) for x in (q, k, v, mask))
+        return window_attention(q_WEP, k_WEM, v_WEM, heads // shards('heads'), norms, bias, mask_WM).reshape(q.shape)
+
+    if jax.sharding.get_abstract_mesh().empty:
+        return of_device(*arrays)
+    specs = tuple(None if x is None else nn.logical_to_mesh_axes(names) for x, names in zip(arrays, axes))
+    return jax.shard_map(of_device, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
 
 
 def _attend(q_BGPNK, k_BGMNK, v_BGMNK, split: Split, bias=None, mask=None):
@@ -110,15 +214,7 @@ def _attend(q_BGPNK, k_BGMNK, v_BGMNK, split: Split, bias=None, mask=None):
     return jax.vmap(of_a_window, in_axes=axes, out_axes=1)(q_BGPNK, k_BGMNK, v_BGMNK, mask)
 
 
-def _norm(name: str, x, dtype):
-    return LayerNorm('head', name=name)(x).astype(dtype)
-
-
-def _out(width: int, dtype, init=None):
-    """Heads -> width; the name of the caller's parameter is `out`."""
-
-    def project(y_BGPNK):
-        shape, axes = (*y_BGPNK.shape[3:], width), ('heads', 'head', 'embed')
-        return Einsum('BGPNK,NKD->BGPD', shape, axes, init=init, dtype=dtype, name='out')(y_BGPNK)
-
-    return project
+def _normed(q_BGPNK, k_BGMNK, dtype):
+    return tuple(
+        LayerNorm('head', name=name)(x).astype(dtype) for name, x in (('q_norm', q_BGPNK), ('k_norm', k_BGMNK))
+    )

@@ -1,11 +1,13 @@
 """What of a block's forward pass is kept for the backward pass, by name.
 
     none        all that it needs
+    products    what products with parameters put out, and attention; norms, GELU and all between is computed again
     blocks      what goes into the block; the rest is computed again
     attention   that, and what attention puts out: little to keep, much to compute again
     offload     what goes into the block, in the host's memory, from where it comes back when it is needed
 
-Memory falls from line to line, but for `attention`, which lies between the first two; values and gradients stay.
+Memory falls from line to line, but for `attention`, which lies between `products` and `blocks`; values and gradients
+stay.
 """
 
 import jax
@@ -14,6 +16,9 @@ from jax import checkpoint_policies
 from jax.ad_checkpoint import checkpoint_name
 
 POLICIES = {
+    'products': checkpoint_policies.save_from_both_policies(
+        checkpoint_policies.dots_with_no_batch_dims_saveable, checkpoint_policies.save_only_these_names('attention')
+    ),
     'blocks': None,
     'attention': checkpoint_policies.save_only_these_names('attention'),
     'offload': checkpoint_policies.save_and_offload_only_these_names(

@@ -35,6 +35,7 @@ class Chip:
         wraps: a slice whose side is a multiple of it is closed to a ring along that axis.
         link_bandwidth: bytes a second of one link in one direction; of a switch, of the whole chip.
         clock: cycles a second; 0 where no compiler counts in them.
+        cores: that share its work.
         vendor: 'tpu' or 'gpu'.
     """
 
@@ -47,13 +48,14 @@ class Chip:
     torus: int = 0
     wraps: int = 0
     clock: float = 0.0
+    cores: int = 1
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
         Chip('v5e', 'tpu', 197e12, 16 * 2**30, 819e9, 50e9, torus=2, wraps=16, clock=1.5e9),
-        Chip('v5p', 'tpu', 459e12, 95 * 2**30, 2765e9, 100e9, torus=3, wraps=4, clock=1.75e9),
+        Chip('v5p', 'tpu', 459e12, 95 * 2**30, 2765e9, 100e9, torus=3, wraps=4, clock=1.75e9, cores=2),
         Chip('v6e', 'tpu', 918e12, 32 * 2**30, 1638e9, 100e9, torus=2, wraps=16, clock=1.75e9),
         Chip('a100', 'gpu', 312e12, 80e9, 2039e9, 300e9),
         Chip('h100', 'gpu', 989e12, 80e9, 3350e9, 450e9),

@@ -9,6 +9,8 @@ Taps that fall on padding, or on the zeros that a dilation puts between input po
 no work that a convolution needs. So both gradients of a convolution cost exactly as much as the convolution, strided or
 not: each of the three runs over the same triples of input position, tap and output position.
 
+Of a Pallas kernel it is what its `cost_estimate` says.
+
 What rematerialisation computes again is counted again. Of branches chosen by data the most expensive one counts.
 """
 
@@ -20,7 +22,11 @@ from walt.planning.program import Operation, Program
 
 
 def flops(program: Program) -> int:
-    """FLOPs of a run of `program`. Raises `ValueError` if a loop around them has no length that shapes know."""
+    """FLOPs of a run of `program`.
+
+    Raises:
+        ValueError: if a loop around them has no length that shapes know; on a kernel that does not say what it costs.
+    """
     return sum(operation_flops(operation) for operation in program.operations)
 
 
@@ -30,10 +36,19 @@ def operation_flops(operation: Operation) -> int:
         return _dot(operation)
     if operation.name == 'conv_general_dilated':
         return _convolution(operation)
+    if operation.name == 'pallas_call':
+        return _kernel(operation)
     inner = max(map(flops, operation.bodies), default=0)
     if inner and operation.times is None:
         raise ValueError(f'{operation.name} does {inner} FLOPs a turn, and shapes do not say how many turns')
     return inner and inner * operation.times
+
+
+def _kernel(operation: Operation) -> int:
+    cost = operation.params['cost_estimate']
+    if cost is None:
+        raise ValueError(f'the kernel {operation.params["name_and_src_info"]} has no cost_estimate')
+    return cost.flops
 
 
 def _dot(operation: Operation) -> int:

@@ -19,6 +19,9 @@ where n_i is how often i runs, with loops around it (the compiler's own `optimal
                 as they are, with widths that do not fill them. Its estimates of other fusions are not used: a plain sum
                 of two large arrays is given four times what the HBM's bandwidth takes
 
+    kernels     Pallas kernels count as products: FLOPs as they say themselves (`cost_estimate`), and cycles by the
+                exponentials that they say, where the table `KERNELS` has the compiler's schedule of them
+
 The cycles are the compiler's, for its own choices, and were not measured on a device here. To a product of matrices of
 16384 x 16384 they give 94 % of a v5p's published peak, 92 % of a v5e's and 78 % of a v6e's; to one of 65536 x 1152 by
 1152 x 4608, 98, 97 and 52 %. So there are two times: t, and `at_best`, in which cycles_i is 0. Both leave out vector
@@ -41,6 +44,10 @@ from walt.planning.hlo import HBM, Array, Instruction, Module
 _FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'call', 'conditional', 'after-all'}
 _FREE |= {'partition-id', 'replica-id', 'iota', 'opt-barrier', 'async-start', 'async-done', 'async-update', 'domain'}
 _COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-', 'ragged-all-to-all')
+# Cycles of one core for 1024 exponentials (a vector register of logits), at the most: bundles of the compiler's final
+# schedule of a step of the kernel's grid (libtpu 0.0.51, --xla_jf_dump_llo_text) by its logits with their padding. They
+# are 7.7 and 18.8 at 320 x 320 tokens and heads of 72, 10.7 and 24.8 at 256 x 320 tokens, heads of 112 and a mask.
+KERNELS = {'window_attention': 11.0, 'window_attention_gradient': 25.0}
 _PRODUCTS = {'convolution', 'dot'}
 
 
@@ -48,7 +55,8 @@ _PRODUCTS = {'convolution', 'dot'}
 class Work:
     """An instruction's: how often it runs, and of one run FLOPs, bytes to and from HBM, cycles by the compiler.
 
-    `hidden`: an asynchronous copy, which takes bandwidth but no time of its own.
+    `hidden`: an asynchronous copy, which takes bandwidth but no time of its own. `kernel_cycles` are those of a kernel,
+    which the cores of a chip share.
     """
 
     name: str
@@ -58,6 +66,7 @@ class Work:
     bytes: int
     cycles: int
     hidden: bool
+    kernel_cycles: float = 0.0
 
     def seconds(self, chip: Chip, at_best: bool = False) -> float:
         """Of one run; `at_best` leaves the compiler's cycles out."""
@@ -65,8 +74,9 @@ class Work:
             return 0.0
         seconds = self.bytes / chip.hbm_bandwidth
         if self.flops:
-            cycles = 0.0 if at_best or not chip.clock else self.cycles / chip.clock
-            seconds = max(seconds, self.flops / chip.peak_flops, cycles)
+            cycles = self.cycles + self.kernel_cycles / chip.cores
+            of_cycles = 0.0 if at_best or not chip.clock else cycles / chip.clock
+            seconds = max(seconds, self.flops / chip.peak_flops, of_cycles)
         return seconds
 
 
@@ -134,6 +144,7 @@ def work(module: Module) -> list[Work]:
                 bytes=_bytes(module, instruction, computation),
                 cycles=int(cycles[1]) if cycles else 0,
                 hidden=instruction.opcode.endswith('-start'),
+                kernel_cycles=_kernel_cycles(instruction),
             )
         )
     return found
@@ -142,11 +153,26 @@ def work(module: Module) -> list[Work]:
 def _flops(module: Module, instruction: Instruction, computation: str) -> int:
     if instruction.opcode in _PRODUCTS:
         return _product_flops(module, instruction, computation)
+    if instruction.opcode == 'custom-call':
+        return _cost(instruction, 'flops')
     if instruction.opcode != 'fusion':
         return 0
     return sum(
         _flops(module, inner, name) for name in instruction.called for inner in module.computations[name].values()
     )
+
+
+def _cost(instruction: Instruction, name: str) -> int:
+    """What a kernel says of itself."""
+    found = re.search(rf'"cost_estimate":\{{[^}}]*"{name}":"(\d+)"', instruction.attributes)
+    return int(found[1]) if found else 0
+
+
+def _kernel_cycles(instruction: Instruction) -> float:
+    if instruction.opcode != 'custom-call':
+        return 0.0
+    name = re.search(r'op_name="[^"]*?(\w+)/pallas_call', instruction.attributes)
+    return _cost(instruction, 'transcendentals') / 1024 * KERNELS.get(name[1] if name else '', 0.0)
 
 
 def _product_flops(module: Module, product: Instruction, computation: str) -> int:
@@ -205,15 +231,15 @@ def _bytes(module: Module, instruction: Instruction, computation: str) -> int:
     (name,) = instruction.called
     body = module.computations[name]
     return _written(body, results) + sum(
-        _read(body, int(inner.literal), arrays)
+        _read(module, body, int(inner.literal), arrays)
         for inner in body.values()
         if inner.opcode == 'parameter'
         for arrays in [operands[int(inner.literal)]]
     )
 
 
-def _read(body: dict[str, Instruction], number: int, arrays: tuple[Array, ...]) -> int:
-    """Bytes that a fusion reads of its operand `number`."""
+def _read(module: Module, body: dict[str, Instruction], number: int, arrays: tuple[Array, ...]) -> int:
+    """Bytes that a fusion reads of its operand `number`, also in fusions within it."""
     (parameter,) = (i for i in body.values() if i.opcode == 'parameter' and int(i.literal) == number)
     sliced, pending = 0, [parameter.name]
     while pending:
@@ -227,6 +253,10 @@ def _read(body: dict[str, Instruction], number: int, arrays: tuple[Array, ...]) 
                 sliced += sum(array.padded_bytes for array in user.arrays)
             elif user.opcode == 'dynamic-update-slice' and user.operands[0] == name:
                 pass  # written in place; what is not written is not read
+            elif user.opcode == 'fusion':
+                within = [module.computations[called] for called in user.called]
+                places = [place for place, operand in enumerate(user.operands) if operand == name]
+                sliced += sum(_read(module, inner, place, arrays) for inner in within for place in places)
             else:
                 return _in_hbm(arrays)
     return min(sliced, _in_hbm(arrays))

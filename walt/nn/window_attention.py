@@ -1,0 +1,264 @@
+"""Attention of many small windows in one kernel for TPUs, forward and backward.
+
+    y = softmax(LN(q) LN(k)^T / sqrt(K) + bias + mask) v        window by window, head by head
+
+Compiled from einsums, the logits of a window go to HBM and come back several times, in float32, which takes longer than
+the products. Here a window with all that is computed from it stays in the core's own memory (VMEM): a step of the grid
+takes the tokens of one window, goes over its heads, and puts out their values. The backward pass does the same from the
+same inputs, so nothing is kept for it: `_head` is the one description of what a head does, and its gradient is taken by
+JAX inside the kernel.
+
+    grid: blocks of heads x halves of the windows x windows         halves: a v5p has two cores behind one device
+
+Tokens are (window, token, heads x K) as projections leave and take them, so nothing is transposed, and heads of a width
+that is no multiple of the 128 lanes are padded in VMEM only. The gradient of the bias, a sum over windows, stays in
+VMEM until the last of them.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+_ROWS = 16
+_LANES = 128
+# Arrays as large as the logits of a head that its backward pass holds at a time.
+_LOGITS = 6
+_ABSENT = -1e30
+EPSILON = 1e-6
+# Bytes of VMEM that a kernel may take: a window's logits, and twice the bias and its gradient.
+_VMEM = 60 * 2**20
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(equation, a, b):
+    """einsum with float32 sums; its gradients take products of the operands' dtype, as the matrix units do."""
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+def _product_backward(equation, operands, g):
+    a, b = operands
+    (of_a, of_b), out = equation.split('->')[0].split(','), equation.split('->')[1]
+    da = jnp.einsum(f'{out},{of_b}->{of_a}', g.astype(b.dtype), b, preferred_element_type=jnp.float32)
+    db = jnp.einsum(f'{out},{of_a}->{of_b}', g.astype(a.dtype), a, preferred_element_type=jnp.float32)
+    return da.astype(a.dtype), db.astype(b.dtype)
+
+
+_product.defvjp(lambda equation, a, b: (_product(equation, a, b), (a, b)), _product_backward)
+
+
+def _normalised(x_KP, scale_K1, bias_K1):
+    """Layer norm over the first axis, float32 inside."""
+    y = x_KP.astype(jnp.float32)
+    y = y - y.mean(0, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(0, keepdims=True) + EPSILON)
+    return (y * scale_K1 + bias_K1).astype(x_KP.dtype)
+
+
+def _head(q_KP, k_KM, v_KM, norms_K4, bias_MP, mask_M1):
+    """What one head does in one window; the last three may be None."""
+    if norms_K4 is not None:
+        q_KP = _normalised(q_KP, norms_K4[:, 0:1], norms_K4[:, 1:2])
+        k_KM = _normalised(k_KM, norms_K4[:, 2:3], norms_K4[:, 3:4])
+    q_KP = (q_KP.astype(jnp.float32) * q_KP.shape[0] ** -0.5).astype(q_KP.dtype)
+    logits_MP = _product('km,kp->mp', k_KM, q_KP)
+    for addend in (bias_MP, mask_M1):
+        logits_MP = logits_MP if addend is None else logits_MP + addend.astype(jnp.float32)
+    weights_MP = jnp.exp(logits_MP - jax.lax.stop_gradient(logits_MP.max(0, keepdims=True)))
+    total_1P = weights_MP.sum(0, keepdims=True)
+    return _product('km,mp->kp', v_KM, weights_MP.astype(v_KM.dtype)) / total_1P
+
+
+@dataclasses.dataclass(frozen=True)
+class _Grid:
+    """How the kernels go over W windows of (tokens, heads x K), and what they are given there."""
+
+    windows: int
+    queries: int
+    keys: int
+    heads: int
+    width: int
+    normalises: bool
+    has_bias: bool
+    has_mask: bool
+
+    @property
+    def block(self) -> int:
+        """Heads in a block: the fewest, but two, whose width is a multiple of the rows of a tile; else all."""
+        counts = [n for n in range(2, self.heads) if self.heads % n == 0 and n * self.width % _ROWS == 0]
+        return min(counts, default=self.heads)
+
+    @property
+    def halves(self) -> int:
+        return 2 if self.windows % 2 == 0 else 1
+
+    @property
+    def steps(self) -> tuple[int, int, int]:
+        return self.heads // self.block, self.halves, self.windows // self.halves
+
+    def rows(self, n: int) -> slice:
+        """Of head `n` of a block."""
+        return slice(n * self.width, (n + 1) * self.width)
+
+    def tokens(self, length: int) -> pl.BlockSpec:
+        each = self.windows // self.halves
+        return pl.BlockSpec((None, self.block * self.width, length), lambda b, h, i: (h * each + i, b, 0))
+
+    def inputs(self) -> list[pl.BlockSpec]:
+        """Of q, k, v and, where they are given, norms, bias and mask."""
+        each, keys = self.windows // self.halves, self.tokens(self.keys)
+        norms = pl.BlockSpec((self.width, 4), lambda b, h, i: (0, 0))
+        bias = pl.BlockSpec((self.block, self.keys, self.queries), lambda b, h, i: (b, 0, 0))
+        mask = pl.BlockSpec((None, self.keys, 1), lambda b, h, i: (h * each + i, 0, 0))
+        optional = zip((norms, bias, mask), (self.normalises, self.has_bias, self.has_mask))
+        return [self.tokens(self.queries), keys, keys, *(spec for spec, given in optional if given)]
+
+    def read(self, refs) -> list:
+        """[q, k, v, norms, bias, mask] from the references that there are."""
+        refs, given = iter(refs), (True, True, True, self.normalises, self.has_bias, self.has_mask)
+        return [next(refs) if there else None for there in given]
+
+    def head(self, refs, n: int) -> tuple:
+        """The arguments of `_head` for head `n` of the block."""
+        *tokens, norms, bias, mask = refs
+        return (
+            *(ref[self.rows(n)] for ref in tokens),
+            None if norms is None else norms[...],
+            None if bias is None else bias[n],
+            None if mask is None else mask[...],
+        )
+
+    def cost(self, products: int, moved: int) -> pl.CostEstimate:
+        """Of a pass with so many products of a head's queries and keys: FLOPs without padding, exponentials with it."""
+        of_windows = self.windows * self.heads
+        flops = 2 * products * of_windows * self.queries * self.keys * self.width
+        logits = of_windows * -(-self.keys // 8) * 8 * -(-self.queries // _LANES) * _LANES
+        return pl.CostEstimate(flops=flops, transcendentals=logits, bytes_accessed=moved)
+
+
+def _forward_kernel(grid: _Grid, *refs):
+    *inputs, y = refs
+    inputs = grid.read(inputs)
+    for n in range(grid.block):
+        y[grid.rows(n)] = _head(*grid.head(inputs, n)).astype(y.dtype)
+
+
+def _backward_kernel(grid: _Grid, count: int, *refs):
+    inputs, dy, (dq, dk, dv, *sums) = grid.read(refs[:count]), refs[count], refs[count + 1 :]
+    sums = iter(sums)
+    dnorms, dbias = (next(sums) if given else None for given in (grid.normalises, grid.has_bias))
+
+    @pl.when(pl.program_id(2) == 0)
+    def _():
+        for total in (dnorms, dbias):
+            if total is not None:
+                total[...] = jnp.zeros(total.shape, total.dtype)
+
+    for n in range(grid.block):
+        rows = grid.rows(n)
+        *given, mask = grid.head(inputs, n)
+        _, pull_back = jax.vjp(functools.partial(_head, mask_M1=mask), *given)
+        *of_tokens, of_norms, of_bias = pull_back(dy[rows].astype(jnp.float32))
+        for ref, value in zip((dq, dk, dv), of_tokens):
+            ref[rows] = value
+        if dnorms is not None:
+            dnorms[...] += of_norms
+        if dbias is not None:
+            dbias[n] += of_bias
+
+
+def _grid(heads, q, k, norms, bias, mask) -> _Grid:
+    return _Grid(
+        windows=q.shape[0],
+        queries=q.shape[2],
+        keys=k.shape[2],
+        heads=heads,
+        width=q.shape[1] // heads,
+        normalises=norms is not None,
+        has_bias=bias is not None,
+        has_mask=mask is not None,
+    )
+
+
+def _call(kernel, grid: _Grid, arrays, out_shape, out_specs, products: int, interpret: bool, name: str):
+    moved = sum(math.prod(array.shape) * array.dtype.itemsize for array in (*arrays, *jax.tree.leaves(out_shape)))
+    return pl.pallas_call(
+        kernel,
+        grid=grid.steps,
+        in_specs=grid.inputs() + [grid.tokens(grid.queries)] * (len(arrays) - len(grid.inputs())),
+        out_specs=out_specs,
+        out_shape=out_shape,
+        cost_estimate=grid.cost(products, moved),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=('parallel', 'parallel', 'arbitrary'), vmem_limit_bytes=_VMEM
+        ),
+        interpret=interpret,
+        name=name,
+    )(*arrays)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attention(heads: int, interpret: bool, q, k, v, norms, bias, mask):
+    grid = _grid(heads, q, k, norms, bias, mask)
+    arrays = [x for x in (q, k, v, norms, bias, mask) if x is not None]
+    kernel = functools.partial(_forward_kernel, grid)
+    shape = jax.ShapeDtypeStruct(q.shape, q.dtype)
+    return _call(kernel, grid, arrays, shape, grid.tokens(grid.queries), 2, interpret, 'window_attention')
+
+
+def _attention_backward(heads: int, interpret: bool, inputs, dy):
+    q, k, v, norms, bias, mask = inputs
+    grid = _grid(heads, q, k, norms, bias, mask)
+    arrays = [x for x in inputs if x is not None]
+    blocks, halves, _ = grid.steps
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
+    specs = [grid.tokens(x.shape[2]) for x in (q, k, v)]
+    if norms is not None:
+        shapes.append(jax.ShapeDtypeStruct((halves, blocks, *norms.shape), jnp.float32))
+        specs.append(pl.BlockSpec((None, None, *norms.shape), lambda b, h, i: (h, b, 0, 0)))
+    if bias is not None:
+        shapes.append(jax.ShapeDtypeStruct((halves, *bias.shape), bias.dtype))
+        specs.append(pl.BlockSpec((None, grid.block, *bias.shape[1:]), lambda b, h, i: (h, b, 0, 0)))
+    kernel = functools.partial(_backward_kernel, grid, len(arrays))
+    grads = _call(kernel, grid, [*arrays, dy], shapes, specs, 5, interpret, 'window_attention_gradient')
+    dq, dk, dv, *sums = grads
+    dbias = sums.pop().sum(0) if bias is not None else None
+    dnorms = sums.pop().sum((0, 1)) if norms is not None else None
+    return dq, dk, dv, dnorms, dbias, None if mask is None else jnp.zeros_like(mask)
+
+
+def _attention_forward(heads: int, interpret: bool, *inputs):
+    return _attention(heads, interpret, *inputs), inputs
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+def pays(queries: int, keys: int, heads: int, width: int) -> bool:
+    """Whether the program being traced is for TPUs, and windows are such that a kernel is there faster than einsums.
+
+    They fill the lanes, and what is held of a head in VMEM fits.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if (device.platform if device else jax.default_backend()) != 'tpu' or min(queries, keys) < _LANES:
+        return False
+    block = _Grid(1, queries, keys, heads, width, True, True, False).block
+    logits = 4 * keys * -(-queries // _LANES) * _LANES
+    return logits * (_LOGITS + 4 * block) <= _VMEM
+
+
+def window_attention(q_WEP, k_WEM, v_WEM, heads: int, norms_K4=None, bias_NMP=None, mask_WM=None, interpret=False):
+    """(W, N K, P), (W, N K, M), (W, N K, M) -> (W, N K, P).
+
+    Args:
+        norms_K4: scale and bias of the norm of queries, then of keys, float32; None: no norm.
+        bias_NMP: added to the logits, keys first, float32.
+        mask_WM: False where there is no key; each window has at least one.
+        interpret: runs anywhere, slowly.
+    """
+    mask = None if mask_WM is None else jnp.where(mask_WM, 0.0, _ABSENT)[..., None].astype(jnp.float32)
+    return _attention(heads, interpret, q_WEP, k_WEM, v_WEM, norms_K4, bias_NMP, mask)
