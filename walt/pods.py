@@ -34,7 +34,7 @@ from walt.tasks import Task, task
 
 PHASES = ('train', 'restore', 'sample', 'decode', 'encode', 'discriminate')
 # Policies of recomputation from the cheapest to the strongest; those that need a host's memory are not tried.
-REMAT = ('none', 'attention', 'blocks')
+REMAT = ('none', 'products', 'attention', 'blocks')
 
 
 def on_topology(
