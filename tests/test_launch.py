@@ -3,6 +3,7 @@
 Nothing here calls gcloud, sbatch or srun: dry runs print, and where a launcher runs, it finds stand-ins for them.
 """
 
+import functools
 import json
 import os
 import shlex
@@ -110,8 +111,10 @@ def local(tmp_path):
         options = [f'--processes={processes}', '--devices=4', f'--logs={tmp_path / "logs"}', *options]
         argv = [str(LOCAL), *options, str(program), str(tmp_path), plan, '--config.text=two words']
         pipe = subprocess.PIPE
-        streams = dict(stdout=pipe, stderr=pipe, text=True)
-        started.append(subprocess.Popen(argv, env=ENVIRONMENT, cwd='/', start_new_session=True, **streams))
+        # Tests that were put into the background ignore Ctrl-C, and so would all that they start.
+        listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+        own = dict(env=ENVIRONMENT, cwd='/', start_new_session=True, preexec_fn=listen)
+        started.append(subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, **own))
         return started[-1]
 
     yield start

@@ -105,7 +105,7 @@ def bench(
         'steps': steps,
     }
     if phase == 'data':
-        seconds = _time_data(config, steps)
+        seconds = _time_data(config, mesh, steps)
         per_second = rows / statistics.mean(seconds)
         measured = dict.fromkeys(('flops', 'flops_per_second', 'mfu', 'memory', 'compile_seconds'))
         notes = []
@@ -181,10 +181,12 @@ def _inference(phase: Phase) -> tuple[Any, tuple]:
     return jax.jit(phase.function), tuple(map(random_like, phase.args, phase.layouts, spreads))
 
 
-def _time_data(config: Mapping[str, Any], steps: int) -> list[float]:
+def _time_data(config: Mapping[str, Any], mesh: Mesh, steps: int) -> list[float]:
     """Seconds that this process waits for each batch, after all those that were made ahead."""
     source = build.source(config['data'], 'train')
-    read = process_batches(source, config['batch_size'], keys=tuple(source[0]), seed=config['seed'], threads=_THREADS)
+    read = process_batches(
+        source, mesh, config['batch_size'], keys=tuple(source[0]), seed=config['seed'], threads=_THREADS
+    )
     batches, seconds = iter(read), []
     for number in range(1 + 2 * _THREADS + steps):
         start = time.perf_counter()

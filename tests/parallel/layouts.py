@@ -171,7 +171,7 @@ def main(names: list[str]):
         with activate(one):
             loss, gradients, _ = one_step(step, state, layout, one, rows)
             expected = used(params, one, layout.params) if not whole_frames else None
-        for name in ['fsdp_context'] if whole_frames else names:
+        for name in [name for name in names if name == 'fsdp_context' or not whole_frames]:
             mesh = make_mesh(**LAYOUTS[name])
             _, layout = new(mesh)
             with activate(mesh):

@@ -42,9 +42,14 @@ SENT = {
 FEW = 4096
 
 
-@pytest.fixture(scope='module')
-def figures():
-    return run('layouts.py', 'ddp', 'fsdp', 'fsdp_tp', 'fsdp_context')
+# The slow tests have the rest.
+@pytest.fixture(
+    scope='module',
+    params=[['fsdp_context'], pytest.param(['ddp', 'fsdp', 'fsdp_tp'], marks=pytest.mark.slow)],
+    ids=' '.join,
+)
+def figures(request):
+    return run('layouts.py', *request.param)
 
 
 def of_each(figures):
@@ -58,7 +63,7 @@ def test_losses_and_gradients_are_those_of_one_device(figures):
 
 def test_samples_latents_and_pixels_are_those_of_one_device(figures):
     compared = [(task, name, of['used']) for task, name, of in of_each(figures) if 'used' in of]
-    assert len(compared) == 8
+    assert len(compared) in (2, 6)
     for task, name, difference in compared:
         assert difference < 1e-5, (task, name, difference)
 
@@ -72,7 +77,7 @@ def test_nothing_is_sent_that_the_layout_does_not_mean(figures):
 def test_parameters_stored_in_parts_are_gathered_once_for_each_pass_and_activations_never(figures):
     """A denoiser's are used in three passes (two forward, one backward), a tokenizer's in two."""
     for task, passes in (('tokenizer', 2), ('denoiser, 3 frames', 3)):
-        of = figures[task]['fsdp']
+        of = figures[task].get('fsdp_context') or figures[task]['fsdp']
         gathered = of['collectives']['all-gather fsdp']
         assert 0.5 * of['parameters'] < gathered < passes * of['parameters'], (task, of)
         assert of['collectives']['all-reduce fsdp'] < 1.2 * of['parameters'], (task, of)
@@ -81,6 +86,8 @@ def test_parameters_stored_in_parts_are_gathered_once_for_each_pass_and_activati
 def test_devices_that_share_a_clip_gather_the_keys_and_values_of_spatial_windows_and_nothing_larger(figures):
     """Both forward passes gather k and v, float32 (2 rows, 3 frames, tokens, 16 channels), of 16 tokens, and again of
     these with two of a text; the backward pass has them."""
+    if 'fsdp_context' not in figures['denoiser, 3 frames']:
+        pytest.skip('no devices share a clip')
     sent = figures['denoiser, 3 frames']['fsdp_context']['collectives']['all-gather context']
     keys_and_values = 2 * (2 * 3 * (16 + 18) * 16) * 4
     assert 2 * keys_and_values <= sent <= 2 * keys_and_values + FEW, sent
@@ -89,7 +96,7 @@ def test_devices_that_share_a_clip_gather_the_keys_and_values_of_spatial_windows
 @pytest.mark.slow
 def test_all_axes_at_once_compute_what_one_device_does():
     compared = of_each(run('layouts.py', 'all'))
-    assert [name for _, name, _ in compared] == ['all', 'fsdp_context', 'all']
+    assert [name for _, name, _ in compared] == ['all', 'all']
     for task, name, of in compared:
         assert max(of['loss'], of['gradients'], of.get('used', 0)) < 1e-5, (task, name, of)
 
