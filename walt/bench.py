@@ -46,6 +46,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
+from jax.sharding import Mesh
 
 from walt import build
 from walt.costs import model_flops
