@@ -14,6 +14,7 @@ from PIL import Image
 from tiny import binary
 
 from walt import build
+from walt.batches import latent_batch
 from walt.data.moving_digits import MovingDigits
 from walt.data.video_io import write_mp4
 from walt.denoiser.walt import Walt
@@ -23,7 +24,6 @@ from walt.diffusion.schedules import ContinuousLinear, Cosine, DiscreteLinear, R
 from walt.diffusion.steppers import Ddim, DpmSolverPlusPlus2M, Heun
 from walt.generation.stage import Stage
 from walt.parallel.mesh import make_mesh
-from walt.tasks import latent_batch
 from walt.tokenizer.autoencoder import Tokenizer
 from walt.training.denoiser_step import make_denoiser_step
 from walt.training.state import create

@@ -11,7 +11,7 @@ import pytest
 from tiny import binary, conditioned_config, denoiser_config, finer_config, run_here, tokenizer_config
 
 from configs import quickstart_denoiser, quickstart_tokenizer
-from walt import build, costs, tasks
+from walt import batches, build, costs, tasks
 from walt.denoiser.conditions import abstract
 from walt.denoiser.walt import Walt
 from walt.diffusion.schedules import DiscreteLinear
@@ -246,7 +246,7 @@ def test_the_planned_batch_is_what_training_takes_and_no_more(fields):
     """Every entry of it is used, and with it the denoiser has all its conditions."""
     size = dict(latent_shape=(2, 4, 4, 3), width=8, depth=2, heads=2, spatiotemporal_window=(2, 2))
     denoiser = Walt(**size | fields)
-    batch = tasks.latent_batch(denoiser, rows=4, stacks=3)
+    batch = batches.latent_batch(denoiser, rows=4, stacks=3)
     rows = jax.eval_shape(lambda batch: latent_rows(None, batch, denoiser), batch)
     count = 4 * (1 + 3) if denoiser.images else 4
     assert {len(leaf.shape) and leaf.shape[0] for leaf in rows.values()} == {count}
@@ -269,7 +269,7 @@ def test_texts_low_resolution_and_pictures_are_in_the_bytes_of_a_batch():
     size = dict(latent_shape=(2, 4, 4, 3), width=8, depth=2, heads=2, spatiotemporal_window=(2, 2))
 
     def of(**fields) -> int:
-        return tree_bytes(tasks.latent_batch(Walt(**size | fields), rows=5, stacks=2))
+        return tree_bytes(batches.latent_batch(Walt(**size | fields), rows=5, stacks=2))
 
     z, text = 4 * 2 * 4 * 4 * 3, 4 * 3 * 4 + 3
     assert of() == of(**FRAMES) == 5 * z
@@ -278,7 +278,7 @@ def test_texts_low_resolution_and_pictures_are_in_the_bytes_of_a_batch():
     assert of(upsample=2) == 5 * (z + z // 4)
     # Two stacks of two pictures with a text each.
     assert of(**IMAGES, **TEXT) == 5 * (z + text + 2 * (z + 2 * text))
-    assert tasks.latent_batch(Walt(**size | IMAGES | {'classes': 10}), 5, 2)['images_label'].dtype == jnp.int32
+    assert batches.latent_batch(Walt(**size | IMAGES | {'classes': 10}), 5, 2)['images_label'].dtype == jnp.int32
 
 
 def test_figures_of_a_clip_do_not_depend_on_the_batch_and_memory_grows_with_it(plan):
@@ -325,16 +325,16 @@ def test_what_does_not_fit_a_mesh_is_refused_with_both_values():
     ],
 )
 def test_a_clips_shape_comes_from_its_section_and_the_sources_defaults(section, shape):
-    assert tasks.clip_shape(section) == shape
+    assert batches.clip_shape(section) == shape
 
 
 def test_a_section_that_does_not_tell_the_shape_is_refused(monkeypatch):
     for section, shown in [({'name': 'digits'}, "'digits'"), ({'size': 32}, 'None')]:
         with pytest.raises(ValueError, match=f"unknown data {shown}; choices: .*'moving_digits'"):
-            tasks.clip_shape(section)
+            batches.clip_shape(section)
     monkeypatch.setitem(build.SOURCES, 'odd', lambda split, size, seed=0: None)
     with pytest.raises(ValueError, match=r"'odd' needs \['frames', 'size'\], it has \['name', 'seed'\]"):
-        tasks.clip_shape({'name': 'odd'})
+        batches.clip_shape({'name': 'odd'})
 
 
 def test_a_feature_network_that_is_not_installed_is_left_out_with_a_note(plan, monkeypatch):

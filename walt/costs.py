@@ -4,13 +4,12 @@
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from walt.parallel.mesh import BATCH_AXES, abstract_mesh, check_batch
+from walt.parallel.mesh import abstract_mesh, batch_shards, check_batch
 from walt.planning.flops import flops
 from walt.planning.memory import peak_bytes, tree_bytes
 from walt.planning.program import Program, program
@@ -33,7 +32,7 @@ def trace(
 ) -> Traced:
     """The arguments and errors are those of `costs`."""
     mesh = abstract_mesh(devices, **config['mesh'])
-    rows = rows_of(config, mesh)
+    rows = device_rows(config, mesh)
     planned = task(config, mesh, rows, tokenizer_config=tokenizer_config)
     training = program(planned.step, *planned.args)
     phases = {name: program(phase.function, *phase.args) for name, phase in planned.phases.items()}
@@ -82,15 +81,10 @@ def costs_of(
     }
 
 
-def rows_of(config: Mapping[str, Any], mesh) -> int:
+def device_rows(config: Mapping[str, Any], mesh) -> int:
     """Clips of a step on each device. Raises `ValueError` if the batch does not divide."""
     check_batch(mesh, config['batch_size'], config['accumulation'])
     return config['batch_size'] // batch_shards(mesh)
-
-
-def batch_shards(mesh) -> int:
-    """How many devices share the batch."""
-    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def model_flops(

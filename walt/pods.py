@@ -18,8 +18,8 @@ from typing import Any
 
 import jax
 
-from walt.costs import batch_shards, costs_of, model_flops, rows_of, state_bytes, trace
-from walt.parallel.mesh import abstract_mesh, make_mesh
+from walt.costs import costs_of, device_rows, model_flops, state_bytes, trace
+from walt.parallel.mesh import abstract_mesh, batch_shards, make_mesh
 from walt.parallel.rules import activate
 from walt.planning import hlo
 from walt.planning.chips import Chip
@@ -76,7 +76,7 @@ def on_topology(
 
 def _compiled(config, topology: Topology, tokenizer_config, phases: Sequence[str]) -> dict[str, Any]:
     mesh = make_mesh(devices=topology.devices(), **config['mesh'])
-    rows_of(config, mesh)
+    device_rows(config, mesh)
     planned = task(config, mesh, config['batch_size'], batch_shards(mesh), tokenizer_config)
     made = {}
     with activate(mesh):
@@ -232,7 +232,7 @@ def _change(config, topology: Topology, tokenizer_config, phases: Sequence[str])
     def fits(change) -> bool:
         return on_topology(changed(change), topology, tokenizer_config, phases, find_change=False)['fits']
 
-    rows = rows_of(config, mesh) // config['accumulation']
+    rows = device_rows(config, mesh) // config['accumulation']
     tries = changes(rows, mesh.shape, _stronger(config), config['accumulation'])
     change, tried = smallest(tries, state_fits, fits)
     return change and [f'{key}={value!r}' for key, value in change.items()], tried

@@ -7,7 +7,6 @@ it for machines that are not there.
 """
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,17 +16,15 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from walt import build
+from walt.batches import clip_shape, latent_batch, pixel_batch
 from walt.denoiser.conditions import abstract
 from walt.denoiser.walt import Walt
 from walt.generation.stage import Stage
 from walt.parallel.rules import batch_sharding, replicated
 from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
 from walt.training.denoiser_step import make_denoiser_step
-from walt.training.state import State, abstract_params, create
+from walt.training.state import State, abstract_params, create, step_jit
 from walt.training.tokenizer_step import create_tokenizer_state, make_tokenizer_step
-
-# Sources whose clips are of one frame, which no key says.
-_IMAGES = {'image_folder'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +74,8 @@ class Task:
 
     @property
     def jit(self) -> dict[str, Any]:
-        """Keyword arguments of `jax.jit` for the step: where everything lies, and that the state is donated."""
-        mesh = self.layout.step.mesh
-        whole = replicated(mesh)
-        return {
-            'in_shardings': (self.layout, self.frozen_layout, batch_sharding(mesh), whole),
-            'out_shardings': (self.layout, whole),
-            'donate_argnums': 0,
-        }
+        """Keyword arguments of `jax.jit` for the step."""
+        return step_jit(self.layout, self.frozen_layout)
 
 
 def task(
@@ -221,7 +212,7 @@ def _denoiser_task(
         notes = ['latents are kept: no step encodes'] if config['cache_latents'] else []
         if not config['cache_latents']:
             frozen, frozen_layout = tokenizer, tokenizer_layout
-            batch = _pixels(batch, clip_shape(config['data']))
+            batch = pixel_batch(batch, clip_shape(config['data']))
     if denoiser.text_shape:
         notes.append('the text encoder is not counted: it runs before the step')
     return Task(
@@ -263,50 +254,6 @@ def _check_tokenizer(denoiser: Walt, frozen: FrozenTokenizer, section: Mapping[s
             f'the tokenizer makes latents of {latents} of clips of {clip}, denoiser.latent_shape is '
             f'{tuple(denoiser.latent_shape)}'
         )
-
-
-def _pixels(batch: Mapping[str, jax.ShapeDtypeStruct], clip: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch with pixels in place of latents."""
-    pixels = {name: leaf for name, leaf in batch.items() if name not in ('z', 'low', 'images_z', 'images_low')}
-    pixels['video'] = jax.ShapeDtypeStruct((batch['z'].shape[0], *clip), jnp.uint8)
-    if 'images_z' in batch:
-        pixels['images'] = jax.ShapeDtypeStruct((*batch['images_z'].shape[:3], *clip[1:]), jnp.uint8)
-    return pixels
-
-
-def latent_batch(denoiser: Walt, rows: int, stacks: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of latents, in shapes: what `training.conditions.latent_rows` takes, with `stacks` for every clip."""
-    shape = tuple(denoiser.latent_shape)
-    of_row = {name: denoiser.conditions[name] for name in ('label', 'text', 'text_mask') if name in denoiser.conditions}
-    of_clip = {name: shape[1:] if denoiser.images else shape for name, shape in of_row.items()} | {'z': shape}
-    if denoiser.upsample > 1:
-        of_clip['low'] = denoiser.conditions['low']
-    batch = abstract(of_clip, rows)
-    if denoiser.images:
-        wide = {name: of_clip[name] for name in ('z', 'low') if name in of_clip}
-        of_stack = {name: (stacks, *shape) for name, shape in (of_row | wide).items()}
-        batch |= {f'images_{name}': leaf for name, leaf in abstract(of_stack, rows).items()}
-    return batch
-
-
-def clip_shape(section: Mapping[str, Any]) -> tuple[int, int, int, int]:
-    """(frames, height, width, channels) of the clips of a section `data`, which is not opened.
-
-    Raises:
-        ValueError: on an unknown source, or if neither the section nor the source's defaults say frames and size.
-    """
-    section = build.clips_section(section)
-    name = section.get('name')
-    if name not in build.SOURCES:
-        raise ValueError(f'unknown data {name!r}; choices: {sorted(build.SOURCES | build.SOURCES_OF_SOURCES)}')
-    fields = inspect.signature(build.SOURCES[name]).parameters.values()
-    values = {field.name: field.default for field in fields if field.default is not inspect.Parameter.empty}
-    values |= section | ({'frames': 1} if name in _IMAGES else {})
-    missing = sorted({'frames', 'size'} - set(values))
-    if missing:
-        raise ValueError(f'the shape of a clip of data {name!r} needs {missing}, it has {sorted(values)}')
-    height, width = (values['size'],) * 2 if isinstance(values['size'], int) else values['size']
-    return values['frames'], height, width, 3
 
 
 def _abstract(new: Callable[[jax.Array], tuple[State, State]]) -> tuple[State, State]:

@@ -24,7 +24,7 @@ from walt.data.encoded import Encoded
 from walt.denoiser.conditions import NullText
 from walt.parallel.distributed import fetch
 from walt.parallel.mesh import check_batch, make_mesh
-from walt.parallel.rules import activate, batch_sharding, replicated
+from walt.parallel.rules import activate
 from walt.parallel.shard import put_batch
 from walt.processes import processes_flags
 from walt.randomness import stream
@@ -37,7 +37,7 @@ from walt.training.feed import Texts, process_batches
 from walt.training.latents import encoded, latent_shape
 from walt.training.loop import fit
 from walt.training.profile import parse_steps
-from walt.training.state import State, create
+from walt.training.state import State, create, step_jit
 
 CONFIG = build.config_flag()
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, configuration.', required=True)
@@ -103,13 +103,7 @@ def train(config: Mapping[str, Any], workdir: str, profile: range = range(0)) ->
     def put(batch):
         return put_batch(mesh, with_texts(batch))
 
-    whole, by_rows = replicated(mesh), batch_sharding(mesh)
-    step = jax.jit(
-        step,
-        in_shardings=(layout, None, by_rows, whole),
-        out_shardings=(layout, whole),
-        donate_argnums=0,
-    )
+    step = jax.jit(step, **step_jit(layout))
     held_out_loss = jax.jit(make_validation_loss(denoiser, loss, conditioning))
 
     def validate(state: State):

@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from walt import build, restore
 from walt.parallel.distributed import first_process
 from walt.parallel.mesh import check_batch, make_mesh
-from walt.parallel.rules import activate, batch_sharding, replicated
+from walt.parallel.rules import activate, replicated
 from walt.parallel.shard import put_batch
 from walt.processes import processes_flags
 from walt.randomness import stream
@@ -28,7 +28,7 @@ from walt.training.checkpoints import claim_workdir, latest_step
 from walt.training.feed import process_batches
 from walt.training.loop import fit
 from walt.training.profile import parse_steps
-from walt.training.state import State
+from walt.training.state import State, step_jit
 from walt.training.tokenizer_step import create_tokenizer_state, make_tokenizer_step
 from walt.training.tokenizer_validation import make_tokenizer_validation
 
@@ -66,13 +66,8 @@ def train(config: Mapping[str, Any], workdir: str, profile: range = range(0)) ->
     if first_process():
         print(describe(objective, config))
 
-    whole, by_rows = replicated(mesh), batch_sharding(mesh)
-    step = jax.jit(
-        make_tokenizer_step(objective, optimizer, config['ema_decay'], config['accumulation']),
-        in_shardings=(layout, None, by_rows, whole),
-        out_shardings=(layout, whole),
-        donate_argnums=0,
-    )
+    step = make_tokenizer_step(objective, optimizer, config['ema_decay'], config['accumulation'])
+    step = jax.jit(step, **step_jit(layout))
     examine = make_tokenizer_validation(tokenizer)
 
     @jax.jit
@@ -88,7 +83,7 @@ def train(config: Mapping[str, Any], workdir: str, profile: range = range(0)) ->
 
     def measure_latents(state: State) -> State:
         latents = (encode(state.ema, video) for video in some(source, config['latent_norm_batches']))
-        return state.replace(measured=jax.device_put(LatentNorm.measure(latents), whole))
+        return state.replace(measured=jax.device_put(LatentNorm.measure(latents), replicated(mesh)))
 
     with activate(mesh):
         return fit(

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from walt.training.guard import Guard, counts, counts_unless, finite, first_bad, good, keep_finite, what_was_bad
+from walt.training.guard import Guard, counts, counts_unless, first_bad, good, keep_finite, what_was_bad
 from walt.training.state import State
 
 BAD = [float('nan'), float('inf'), -float('inf')]
@@ -17,54 +17,45 @@ def tree(**leaves):
     return whole | {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}
 
 
-@pytest.mark.parametrize('value', BAD)
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-def test_one_bad_number_anywhere_lowers_the_flag(value, dtype):
-    whole = {'a': jnp.ones((3, 2), dtype), 'b': {'c': jnp.ones(4, dtype)}, 'step': jnp.int32(3)}
-    assert jax.jit(finite)(whole)
-    assert not jax.jit(finite)(whole | {'b': {'c': whole['b']['c'].at[2].set(value)}})
+def told(tree):
+    """What is told of a tree's own numbers."""
+    return first_bad(tree, np.asarray(jax.jit(counts)(tree)))
 
 
-def test_a_tree_without_floating_point_numbers_is_finite():
+def test_a_tree_without_floating_point_numbers_is_not_bad():
     for empty in ({}, {'step': jnp.int32(3), 'key': jax.random.key(0)}):
-        assert jax.jit(finite)(empty)
-        assert first_bad(empty) is None
+        assert told(empty) is None
 
 
 def test_the_first_bad_leaf_is_named_with_its_counts():
     bad = tree(b=[[1, np.nan, np.inf], [np.nan, -np.inf, np.nan]], c=[np.nan])
-    assert first_bad(bad) == 'b (2, 3): 3 NaN and 2 infinite of 6 numbers, first at [0]; 2 of 3 tensors are bad'
-    assert first_bad(tree()) is None
+    assert told(bad) == 'b (2, 3): 3 NaN and 2 infinite of 6 numbers, first at [0]; 2 of 3 tensors are bad'
+    assert told(tree()) is None
 
 
 def test_a_bad_layer_of_stacked_ones_is_named():
     stacked = np.zeros((5, 2, 2))
     stacked[3, 1, 0] = stacked[4, 0, 0] = np.nan
-    assert 'first at [3]' in first_bad(tree(blocks=stacked))
+    assert 'first at [3]' in told(tree(blocks=stacked))
 
 
 def test_a_scalar_is_named_without_a_place():
-    assert first_bad(tree(loss=np.nan)) == 'loss (): 1 NaN and 0 infinite of 1 numbers; 1 of 2 tensors are bad'
+    assert told(tree(loss=np.nan)) == 'loss (): 1 NaN and 0 infinite of 1 numbers; 1 of 2 tensors are bad'
 
 
 def test_numbers_in_paths_are_in_order_of_their_values():
     bad = {f'block_{number}': {'kernel': np.array([np.nan], np.float32)} for number in (10, 9, 11)}
-    assert first_bad(bad).startswith('block_9/kernel ')
-    assert first_bad([np.ones(1, np.float32)] * 2 + [np.array([np.inf], np.float32)] * 9).startswith('2 ')
-
-
-def test_a_batch_of_the_host_with_texts_and_bytes_can_be_asked():
-    batch = {'caption': np.array(['a', 'b']), 'video': np.zeros((2, 4), np.uint8), 'z': np.array([1.0, np.nan])}
-    assert first_bad(batch).startswith('z (2,): 1 NaN')
+    assert told(bad).startswith('block_9/kernel ')
+    assert told([np.ones(1, np.float32)] * 2 + [np.array([np.inf], np.float32)] * 9).startswith('2 ')
 
 
 def test_counts_made_in_a_step_name_the_same_leaf_from_shapes_alone():
     bad = tree(b=[1, np.inf], c=[np.nan])
     counted = jax.jit(counts)(bad)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), bad)
-    assert first_bad(shapes, counted) == first_bad(bad)
+    assert first_bad(shapes, np.asarray(counted)) == told(bad)
     with pytest.raises(ValueError, match=r'\(3, 3\) are not those of a tree of 1'):
-        first_bad(tree(), counted)
+        first_bad(tree(), np.asarray(counted))
 
 
 def test_nothing_is_counted_in_a_good_step():

@@ -21,7 +21,7 @@ from jax.nn import initializers
 
 from walt.nn.einsum import zeros
 from walt.nn.embeddings import rotate
-from walt.nn.norm import LayerNorm
+from walt.nn.norm import LayerNorm, NormParameters
 from walt.nn.remat import of_attention
 from walt.nn.shards import shards, whole
 from walt.nn.window_attention import pays, window_attention
@@ -157,29 +157,9 @@ class Out(nn.Module):
         return jnp.einsum('BGPNK,NKD->BGPD', y, kernel) + bias
 
 
-class _NormParameters(nn.Module):
-    """Those of a `LayerNorm` over the width of a head, for a kernel that normalises by itself: (K, 2)."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self):
-        return _ScaleAndBias(self.width, name='norm')()
-
-
-class _ScaleAndBias(nn.Module):
-    width: int
-
-    @nn.compact
-    def __call__(self):
-        inits = {'scale': initializers.ones, 'bias': zeros}
-        boxed = {name: nn.with_logical_partitioning(init, ('head',)) for name, init in inits.items()}
-        return jnp.stack([self.param(name, init, (self.width,), PARAM_DTYPE) for name, init in boxed.items()], axis=1)
-
-
 def _norms(width: int):
     """norms_K4 of `window_attention`; the names are those of the caller's parameters."""
-    return jnp.concatenate([_NormParameters(width, name=name)() for name in ('q_norm', 'k_norm')], axis=1)
+    return jnp.concatenate([NormParameters(width, name=name)() for name in ('q_norm', 'k_norm')], axis=1)
 
 
 def _fused(q_BGEP, k_BGEM, v_BGEM, heads: int, split: Split, norms_K4, bias_NMP=None, mask_BGM=None):

@@ -14,6 +14,8 @@ from walt.nn.conv import Triple, upsample_nearest
 from walt.nn.einsum import Einsum
 from walt.precision import PARAM_DTYPE
 
+EPSILON = 1e-6
+
 
 def group_moments(x_BTHWC, groups: int):
     """Mean and mean square of every group of channels of every frame, repeated to (B, T, 1, 1, C)."""
@@ -34,7 +36,7 @@ class FrameGroupNorm(nn.Module):
 
     groups: int = 32
     affine: bool = True
-    epsilon: float = 1e-6
+    epsilon: float = EPSILON
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -89,7 +91,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x):
         affine = self.axis is not None
         return nn.LayerNorm(
-            epsilon=1e-6,
+            epsilon=EPSILON,
             use_scale=affine,
             use_bias=affine,
             dtype=jnp.float32,
@@ -97,3 +99,23 @@ class LayerNorm(nn.Module):
             bias_init=nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,)),
             name='norm',
         )(x)
+
+
+class NormParameters(nn.Module):
+    """Scale and bias of a `LayerNorm('head')`, (K, 2), for a kernel that normalises by itself."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self):
+        return _ScaleAndBias(self.width, name='norm')()
+
+
+class _ScaleAndBias(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self):
+        inits = {'scale': initializers.ones, 'bias': initializers.zeros}
+        boxed = {name: nn.with_logical_partitioning(init, ('head',)) for name, init in inits.items()}
+        return jnp.stack([self.param(name, init, (self.width,), PARAM_DTYPE) for name, init in boxed.items()], axis=1)

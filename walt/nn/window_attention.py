@@ -24,12 +24,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from walt.nn.norm import EPSILON
+
 _ROWS = 16
 _LANES = 128
 # Arrays as large as the logits of a head that its backward pass holds at a time.
 _LOGITS = 6
 _ABSENT = -1e30
-EPSILON = 1e-6
 # Bytes of VMEM that a kernel may take: a window's logits, and twice the bias and its gradient.
 _VMEM = 60 * 2**20
 

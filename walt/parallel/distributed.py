@@ -9,9 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh
-
-from walt.parallel.mesh import AXES
 
 # A process that ends waits so long for the others before it gives up on them. Nothing is under way by then: a
 # checkpoint is complete in all processes before any of them leaves the loop.
@@ -67,9 +64,3 @@ def fetch(tree: Any) -> Any:
         return np.asarray(leaf)
 
     return jax.tree.map(whole, tree)
-
-
-def local_mesh() -> Mesh:
-    """The devices of this process alone, along `data`: for work that processes do apart from each other."""
-    devices = np.array(jax.local_devices())
-    return Mesh(devices.reshape(-1, *[1] * (len(AXES) - 1)), AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -69,9 +69,14 @@ def _shape(devices: int, **axes: int) -> tuple[int, ...]:
     return shape
 
 
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
+    """How many devices share the batch."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
     """Raises `ValueError` if the devices that share the batch do not divide each of its `accumulation` parts."""
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    shards = batch_shards(mesh)
     if batch_size % (shards * accumulation):
         parts = f' in {accumulation} micro-batches' if accumulation > 1 else ''
         raise ValueError(

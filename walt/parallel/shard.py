@@ -1,12 +1,10 @@
 """Host arrays -> one global array on the mesh."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from walt.parallel.mesh import BATCH_AXES
+from walt.parallel.mesh import batch_shards
 from walt.parallel.rules import batch_sharding
 
 
@@ -28,7 +26,6 @@ def put_batch(mesh: Mesh, batch):
 
 def put_filled(mesh: Mesh, rows) -> jax.Array:
     """Rows of one process, however many -> an array split over the mesh, filled up with copies of the last row."""
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    fill = -len(rows) % shards
+    fill = -len(rows) % batch_shards(mesh)
     rows = jnp.concatenate([rows, jnp.repeat(rows[-1:], fill, axis=0)]) if fill else rows
     return jax.device_put(rows, batch_sharding(mesh))

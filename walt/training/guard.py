@@ -23,12 +23,6 @@ from walt.training.state import State
 Metrics = Mapping[str, jax.Array]
 
 
-def finite(tree: Any) -> jax.Array:
-    """bool (): whether all floating-point numbers in all leaves are finite. To be used under `jit`."""
-    flags = [jnp.isfinite(leaf).all() for _, leaf in _floating(tree)]
-    return jnp.stack(flags).all() if flags else jnp.bool_(True)
-
-
 def counts(tree: Any) -> jax.Array:
     """int32 (floating-point leaves, 3): how many NaNs and infinities each leaf has, and where along its first axis the
     first of them is; in the order of `first_bad`. To be used under `jit`."""
@@ -46,7 +40,7 @@ def counts_unless(ok: jax.Array, tree: Any) -> jax.Array:
     return jax.lax.cond(ok, lambda leaves: jnp.zeros((len(leaves), 3), jnp.int32), counts, leaves)
 
 
-def first_bad(tree: Any, counted: jax.Array | np.ndarray | None = None) -> str | None:
+def first_bad(tree: Any, counted: np.ndarray) -> str | None:
     """The first leaf with a number that is not finite, and how many such leaves there are; None if all are finite.
 
     Paths are in order, numbers in them by value: block_2 before block_10. Of layers that are stacked along the first
@@ -54,17 +48,13 @@ def first_bad(tree: Any, counted: jax.Array | np.ndarray | None = None) -> str |
     the loss; where one parameter is, in this one.
 
     Args:
-        tree: arrays, on the mesh or of NumPy; leaves that hold no floating-point numbers are left out.
-        counted: `counts` of a tree like this one, of which then only paths and shapes are read. Without it, all
-            processes that share the arrays have to call this.
+        tree: arrays or their shapes, of which paths and shapes are read.
+        counted: `counts` of a tree like it.
 
     Raises:
         ValueError: if `counted` is of a tree with another number of leaves.
     """
     leaves = _floating(tree)
-    if counted is None:
-        counted = jax.jit(counts)([leaf for _, leaf in leaves])
-    counted = np.asarray(counted)
     if counted.shape != (len(leaves), 3):
         raise ValueError(f'counts {counted.shape} are not those of a tree of {len(leaves)} floating-point leaves')
     bad = np.flatnonzero(counted[:, :2].any(axis=1))
@@ -82,7 +72,8 @@ def first_bad(tree: Any, counted: jax.Array | np.ndarray | None = None) -> str |
 def good(metrics: Mapping[str, jax.Array]) -> jax.Array:
     """bool (): whether the `loss` and every `gradient_norm...` of a step are finite. Other metrics may be NaN: a mean
     over nothing is."""
-    return finite([value for name, value in metrics.items() if name == 'loss' or name.startswith('gradient_norm')])
+    deciding = [value for name, value in metrics.items() if name == 'loss' or name.startswith('gradient_norm')]
+    return jnp.isfinite(jnp.stack(deciding)).all()
 
 
 def keep_finite(before: State, after: State, metrics: Metrics, gradients: Any) -> tuple[State, Metrics]:

@@ -29,8 +29,8 @@ from tqdm import tqdm
 from walt.data.encoded import FORMAT, NULL_TEXT, Encoded
 from walt.data.pipeline import epoch
 from walt.data.records import MANIFEST, keys_of, pack, shards_of, write_shard
-from walt.parallel.distributed import fetch, first_process, local_mesh, wait_for_all
-from walt.parallel.mesh import check_batch
+from walt.parallel.distributed import fetch, first_process, wait_for_all
+from walt.parallel.mesh import check_batch, make_mesh
 from walt.parallel.rules import activate, replicated
 from walt.parallel.shard import put_batch
 from walt.tokenizer.frozen import FrozenTokenizer
@@ -113,7 +113,7 @@ def write_latents(
     claim = json.loads(json.dumps(claim))
     _check_claim(folder, claim)
     if jax.process_count() > 1:
-        mesh, rows_per_device = local_mesh(), max(1, batch_size // jax.device_count())
+        mesh, rows_per_device = make_mesh(devices=jax.local_devices()), max(1, batch_size // jax.device_count())
         batch_size = rows_per_device * jax.local_device_count()
         frozen = jax.device_put(fetch(frozen), replicated(mesh))
     todo = [i for i in range(worker, len(shards), workers) if not (folder / shards[i]['file']).exists()]

@@ -15,7 +15,7 @@ from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh
 
-from walt.parallel.rules import shardings
+from walt.parallel.rules import batch_sharding, replicated, shardings
 from walt.randomness import stream
 
 
@@ -122,6 +122,21 @@ def create(
     layout = shardings(mesh, _without_empty_boxes(jax.eval_shape(new, key)))
     state = jax.jit(lambda key: nn.unbox(new(key)), out_shardings=layout)(key)
     return state, layout
+
+
+def step_jit(layout: State, frozen_layout: Any = None) -> dict[str, Any]:
+    """Keyword arguments of `jax.jit` for a step (state, frozen, batch, key) -> (state, metrics).
+
+    Where everything lies, and that the state is donated. Networks without gradient lie as they are, or as
+    `frozen_layout` says.
+    """
+    mesh = layout.step.mesh
+    whole = replicated(mesh)
+    return {
+        'in_shardings': (layout, frozen_layout, batch_sharding(mesh), whole),
+        'out_shardings': (layout, whole),
+        'donate_argnums': 0,
+    }
 
 
 def _without_empty_boxes(tree):
