@@ -15,6 +15,8 @@ PAPER = [
     ((5, 16, 28), (5, 8, 14)),
     ((1, 32, 32), (1, 16, 16)),
 ]
+# Windows of which there are several along every axis, which those of no model of the paper are.
+ALL = [*PAPER, ((4, 6, 8), (2, 3, 2))]
 
 
 def token_numbers(grid):
@@ -22,7 +24,7 @@ def token_numbers(grid):
     return np.arange(np.prod(grid)).reshape(1, *grid, 1)
 
 
-@pytest.mark.parametrize(('grid', 'window'), PAPER, ids=str)
+@pytest.mark.parametrize(('grid', 'window'), ALL, ids=str)
 def test_partition_is_a_bijection_that_merge_undoes(grid, window):
     x = np.concatenate([token_numbers(grid), -1 - token_numbers(grid)])
     windows = partition(x, window)
@@ -31,7 +33,7 @@ def test_partition_is_a_bijection_that_merge_undoes(grid, window):
     np.testing.assert_array_equal(merge(windows, window, grid), x)
 
 
-@pytest.mark.parametrize(('grid', 'window'), PAPER, ids=str)
+@pytest.mark.parametrize(('grid', 'window'), ALL, ids=str)
 def test_a_window_is_a_box_with_its_tokens_in_time_height_width_order(grid, window):
     for tokens_P in partition(token_numbers(grid), window)[0, ..., 0]:
         place_3P = np.stack(np.unravel_index(tokens_P, grid))
@@ -40,7 +42,7 @@ def test_a_window_is_a_box_with_its_tokens_in_time_height_width_order(grid, wind
         assert (place_3P[:, 0] % window == 0).all()
 
 
-@pytest.mark.parametrize('window', [(1, 4, 6), (2, 2, 3)], ids=str)
+@pytest.mark.parametrize('window', [(1, 4, 6), (2, 2, 3), (1, 2, 3)], ids=str)
 def test_window_attention_is_full_attention_under_a_block_mask(window, rng, random_parameters):
     grid, heads = (2, 4, 6), 2
     x_BTHWD = jnp.asarray(rng.normal(size=(2, *grid, 8)), jnp.float32)
@@ -96,7 +98,7 @@ def test_windows_as_large_as_a_frame_move_whole_where_devices_divide_the_frames(
     assert split((1, 16, 16), (4, 16, 16), 4) == ('windows', None)
 
 
-@pytest.mark.parametrize(('grid', 'window'), PAPER, ids=str)
+@pytest.mark.parametrize(('grid', 'window'), ALL, ids=str)
 def test_windows_are_counted_by_rows_first_so_that_a_part_of_the_rows_is_a_part_of_the_windows(grid, window):
     rows = grid[1] // window[1]
     upper = partition(token_numbers(grid)[:, :, : grid[1] // rows], window)
