@@ -2,10 +2,11 @@
 
 `test_layouts.py` runs it, with names of layouts. Prints, as JSON, {task: {layout: figures}}: how far the loss and the
 gradients (or what comes out) are from those of one device, by the largest of them; and for training
-{'KIND AXIS,..': bytes} of the collectives.
+{'KIND AXIS,..': bytes} of the collectives, and extents of what is gathered along fsdp and is no parameter.
 """
 
 import json
+import re
 import sys
 
 import jax
@@ -112,9 +113,24 @@ def one_step(step, state, layout, mesh, rows):
     compiled = jitted.lower(state, put, jax.random.key(1)).compile()
     after, metrics = compiled(state, put, jax.random.key(1))
     gradients = jax.tree.map(lambda a, b: (a - b).ravel(), *jax.device_get((state.params, after.params)))
-    found = summed(collectives(compiled.as_text(), dict(mesh.shape)))
-    size = {f'{kind} {",".join(axes)}': count for (kind, axes), (_, count) in found.items()}
-    return float(metrics['loss']), np.concatenate(jax.tree.leaves(gradients)), size
+    found = collectives(compiled.as_text(), dict(mesh.shape))
+    size = {f'{kind} {",".join(axes)}': count for (kind, axes), (_, count) in summed(found).items()}
+    gathered = {
+        extents(shape) for one in found if one.kind == 'all-gather' and 'fsdp' in one.axes for shape in one.shapes
+    }
+    return float(metrics['loss']), np.concatenate(jax.tree.leaves(gradients)), size, gathered
+
+
+def extents(shape: str | tuple[int, ...]) -> tuple[int, ...]:
+    """Of an array, given as a shape or as HLO writes it: sorted, without those that are 1."""
+    sizes = map(int, re.findall(r'\d+', shape[shape.index('[') :])) if isinstance(shape, str) else shape
+    return tuple(sorted(size for size in sizes if size > 1))
+
+
+def of_parameters(params) -> set[tuple[int, ...]]:
+    """Extents of parameters, and of those of one layer where layers are stacked."""
+    shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
+    return {extents(shape) for shape in shapes} | {extents(shape[1:]) for shape in shapes}
 
 
 def used(params, mesh, layout):
@@ -169,17 +185,18 @@ def main(names: list[str]):
         state = state.replace(params=params)
         whole_frames = task == 'denoiser, 2 frames'
         with activate(one):
-            loss, gradients, _ = one_step(step, state, layout, one, rows)
+            loss, gradients, *_ = one_step(step, state, layout, one, rows)
             expected = used(params, one, layout.params) if not whole_frames else None
         for name in [name for name in names if name == 'fsdp_context' or not whole_frames]:
             mesh = make_mesh(**LAYOUTS[name])
             _, layout = new(mesh)
             with activate(mesh):
-                its_loss, its_gradients, size = one_step(step, state, layout, mesh, rows)
+                its_loss, its_gradients, size, gathered = one_step(step, state, layout, mesh, rows)
                 figures = {
                     'loss': abs(its_loss - loss) / loss,
                     'gradients': distance(its_gradients, gradients),
                     'collectives': size,
+                    'no parameters': sorted(gathered - of_parameters(params)),
                     'parameters': sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
                 }
                 if not whole_frames:

@@ -81,6 +81,9 @@ def test_parameters_stored_in_parts_are_gathered_once_for_each_pass_and_activati
         gathered = of['collectives']['all-gather fsdp']
         assert 0.5 * of['parameters'] < gathered < passes * of['parameters'], (task, of)
         assert of['collectives']['all-reduce fsdp'] < 1.2 * of['parameters'], (task, of)
+    for task, name, of in of_each(figures):
+        if name != 'fsdp_tp':  # gathers parts of them
+            assert of['no parameters'] == [], (task, name, of)
 
 
 def test_devices_that_share_a_clip_gather_the_keys_and_values_of_spatial_windows_and_nothing_larger(figures):
