@@ -154,6 +154,6 @@ def rotary_angles(window: Triple, head: int, max_period: float = 10_000.0) -> np
 def rotate(x_BLNK, angles_LA):
     """Turns every pair (x_i, x_{i + K/2}) of a token's channels by its angle, so products see differences of places."""
     first, second = jnp.split(x_BLNK.astype(jnp.float32), 2, axis=-1)
-    cos, sin = (f(angles_LA)[:, None] for f in (jnp.cos, jnp.sin))
+    cos, sin = (f(angles_LA)[..., None, :] for f in (jnp.cos, jnp.sin))
     turned = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
     return turned.astype(x_BLNK.dtype)
