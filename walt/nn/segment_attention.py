@@ -2,7 +2,7 @@
 
     y_i = sum over j with ids_j = ids_i of softmax_j(q_i k_j^T / sqrt(K)) v_j,        y_i = 0 where ids_i = 0 (padding)
 
-One number a token says it all: of a clip for attention within clips, of a window of a clip for attention within windows.
+One number a token says it all: that of its clip for attention within clips, of its window for attention within windows.
 
     row     clip 1 . . . . .   clip 2 . . .   padding       a row of the attention matrix, # where ids agree:
     ids     1 1 1   2 2 2      3 3   4 4      0 0           ...###......
@@ -14,8 +14,8 @@ back from there. One way on every platform, chosen by what the program is for an
     gpu   the flash attention of JAX's Pallas kernels for Triton: logits stay on the chip
     tpu   splash attention, likewise
 
-Both kernels go over all blocks of a row's logits, also those without a pair: attention costs L^2 for a row, however many
-clips share it, which the mask does too.
+All of them go over all of a row's logits, also where no pair has the same id: attention costs L^2 for a row, however many
+clips share it.
 """
 
 from collections.abc import Callable
