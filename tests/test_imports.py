@@ -12,20 +12,21 @@ ALLOWED = {
     '': set(),  # walt/__init__.py
     'precision': set(),
     'randomness': set(),
+    'tokens': set(),
     'weights': set(),
     'parallel': set(),
     'nn': {'precision'},
     'tokenizer': {'nn', 'precision'},
-    'denoiser': {'nn', 'precision'},
+    'denoiser': {'nn', 'precision', 'tokens'},
     'diffusion': {'randomness'},
     'planning': set(),
-    'data': set(),
+    'data': {'tokens'},
     'evaluation': {'features', 'nn'},
     'features': {'weights'},
     'text': {'nn', 'precision', 'weights'},
     'interop': {'nn'},
-    'generation': {'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness'},
-    'training': {'data', 'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness'},
+    'generation': {'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness', 'tokens'},
+    'training': {'data', 'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness', 'tokens'},
 }
 BUILD = {'build': set(ALLOWED) - {''}, 'restore': set(ALLOWED) - {''} | {'build'}, 'processes': {'parallel'}}
 # A plan, part upon part: what a configuration runs, what that costs by its shapes, and compiled for other machines.
