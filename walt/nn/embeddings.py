@@ -130,10 +130,18 @@ def places(window: Triple) -> np.ndarray:
 
 
 def rotary_angles(window: Triple, head: int, max_period: float = 10_000.0) -> np.ndarray:
-    """Angles of 3-D rotary positions (arXiv:2104.09864, by axis): float32 (P, head / 2), tokens in (t, h, w) order.
+    """`angles_at` of every token of a window, (P, head / 2), tokens in (t, h, w) order."""
+    return angles_at(places(window), head, max_period)
+
+
+def angles_at(place, head: int, max_period: float = 10_000.0):
+    """Angles of 3-D rotary positions (arXiv:2104.09864, by axis): places (..., 3) -> float32 (..., head / 2).
 
     Three eighths of the pairs turn with the row, as many with the column, the rest with the frame, at rates that fall
     geometrically from 1 to 1 / max_period within each.
+
+    Args:
+        place: frame, row and column of each token, an array of NumPy or of JAX, and so is the result.
 
     Raises:
         ValueError: if a head of `head` channels has less than a pair for each axis, or an odd number of channels.
@@ -142,13 +150,12 @@ def rotary_angles(window: Triple, head: int, max_period: float = 10_000.0) -> np
     of_row = 3 * pairs // 8
     if head % 2 or not of_row:
         raise ValueError(f'rotary positions in time and space take an even head width of 6 or more, not {head}')
-
-    def rates(count):
-        return max_period ** -(np.arange(count) / count)
-
     counts = (pairs - 2 * of_row, of_row, of_row)
-    parts = [places_P[:, None] * rates(count) for places_P, count in zip(places(window).T, counts)]
-    return np.concatenate(parts, axis=1).astype(np.float32)
+    # Each pair has its rate on one of the three axes and none on the others.
+    rates_3A = np.zeros((3, pairs))
+    for axis, (count, end) in enumerate(zip(counts, np.cumsum(counts))):
+        rates_3A[axis, end - count : end] = max_period ** -(np.arange(count) / count)
+    return (place[..., None] * rates_3A.astype(np.float32)).sum(-2).astype(np.float32)
 
 
 def rotate(x_BLNK, angles_LA):

@@ -14,8 +14,8 @@ back from there. One way on every platform, chosen by what the program is for an
     gpu   the flash attention of JAX's Pallas kernels for Triton: logits stay on the chip
     tpu   splash attention, likewise
 
-All of them go over all of a row's logits, also where no pair has the same id: attention costs L^2 for a row, however many
-clips share it.
+All of them go over all of a row's logits, also where no pair has the same id: attention costs L^2 for a row, however
+many clips share it.
 """
 
 from collections.abc import Callable
