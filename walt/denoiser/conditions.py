@@ -110,6 +110,7 @@ def given_frames(z_BTHWC, given_BT, alpha_B=1.0) -> dict[str, jax.Array]:
 
 
 _DTYPES = {'label': jnp.int32, 'text_mask': jnp.bool_, 'image': jnp.bool_}
+_DTYPES |= dict.fromkeys(('segment', 'place', 'size'), jnp.int32)
 
 
 def abstract(shapes: Mapping[str, tuple[int, ...]], rows: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -136,7 +137,7 @@ def without(
         parts: some of 'label', 'text', 'frames'.
         classes: of the denoiser.
         null_text: needed where a text is taken away.
-        rows_B: the rows to do this to, bool; all by default.
+        rows_B: the rows to do this to, bool; all by default. (B, E) for the clips of packed rows.
 
     Raises:
         ValueError: for a part that cannot be taken away, or a text with nothing to put in its place.
@@ -156,6 +157,6 @@ def without(
     for name, value in nothing.items():
         there = cond[name]
         value = jnp.broadcast_to(jnp.asarray(value, there.dtype), there.shape)
-        chosen = True if rows_B is None else jnp.expand_dims(rows_B, tuple(range(1, there.ndim)))
+        chosen = True if rows_B is None else jnp.expand_dims(rows_B, tuple(range(rows_B.ndim, there.ndim)))
         cond[name] = jnp.where(chosen, value, there)
     return cond

@@ -20,7 +20,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from walt.denoiser.adaln import Modulation, modulate
-from walt.denoiser.blocks import Context, LayerSpec, Text, blocks
+from walt.denoiser.blocks import Context, LayerSpec, Packed, Text, blocks
 from walt.denoiser.conditions import check_inputs
 from walt.denoiser.windows import check_window, split
 from walt.nn.conv import SameConv3d, Triple, depth_to_space
@@ -223,8 +223,10 @@ class Head(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x_BTHWD, c_BTD):
-        scale_BTD, shift_BTD = jnp.moveaxis(Modulation(2, self.dtype, name='modulation')(c_BTD), 2, 0)
+    def __call__(self, x_BTHWD, c_BTD, packed: Packed | None = None):
+        vectors_BTSD = Modulation(2, self.dtype, name='modulation')(c_BTD)
+        vectors_BTSD = vectors_BTSD if packed is None else packed.to_tokens(vectors_BTSD)
+        scale_BTD, shift_BTD = jnp.moveaxis(vectors_BTSD, 2, 0)
         x_BTHWD = modulate(LayerNorm(name='norm')(x_BTHWD).astype(self.dtype), scale_BTD, shift_BTD)
         shape = (x_BTHWD.shape[-1], self.patch**2 * self.channels)
         patches = Einsum('...D,DC->...C', shape, ('embed', 'patch'), init=zeros, dtype=self.dtype, name='linear')(
