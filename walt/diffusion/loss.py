@@ -67,14 +67,34 @@ class DenoisingLoss:
             loss_B, and a dict of `t_B`, the times in [0, 1], and `self_conditioned_B`, whether an example was given an
             estimate.
         """
-        z0 = z0.astype(jnp.float32)
+        drawn = self.draw(key_B)
+        return self.at(denoise, z0, cond, normal(stream(key_B, 'noise'), z0.shape[1:]), **drawn), drawn
+
+    def draw(self, key_B: jax.Array) -> dict[str, jax.Array]:
+        """Returns `t_B` and `self_conditioned_B`, all that is drawn for an example beside its noise."""
         t_B = self.schedule.draw_times(stream(key_B, 'time'))
-        eps = normal(stream(key_B, 'noise'), z0.shape[1:])
+        self_conditioned_B = bernoulli(stream(key_B, 'self_conditioning'), self.self_conditioning)
+        return {'t_B': t_B, 'self_conditioned_B': self_conditioned_B}
+
+    def at(
+        self,
+        denoise: Denoise,
+        z0: jax.Array,
+        cond: Cond,
+        eps: jax.Array,
+        t_B: jax.Array,
+        self_conditioned_B: jax.Array,
+    ) -> jax.Array:
+        """Returns loss_B for noise and times that are drawn already.
+
+        B may stand for several axes: with t_BL, (B, L), and latents (B, L, C) each token is an example, and each has
+        the time of its clip.
+        """
+        z0 = z0.astype(jnp.float32)
         alpha_B, sigma_B = self.schedule.alpha_sigma(t_B)
         z_t = corrupt(z0, eps, alpha_B, sigma_B)
 
         estimate = jnp.zeros_like(z0)
-        self_conditioned_B = bernoulli(stream(key_B, 'self_conditioning'), self.self_conditioning)
         if self.self_conditioning > 0:
             first = denoise(z_t, t_B, cond | {'estimate': estimate})
             first_z0, _ = to_z0_eps(self.parametrisation, first, z_t, alpha_B, sigma_B)
@@ -84,10 +104,10 @@ class DenoisingLoss:
         if prediction.shape != z0.shape:
             raise ValueError(f'the denoiser predicts {prediction.shape} for latents of {z0.shape}')
         error = prediction.astype(jnp.float32) - target(self.parametrisation, z0, eps, alpha_B, sigma_B)
-        loss_B = jnp.mean(jnp.square(error), axis=tuple(range(1, z0.ndim)))
+        loss_B = jnp.mean(jnp.square(error), axis=tuple(range(t_B.ndim, z0.ndim)))
         if self.min_snr_gamma is not None:
             loss_B = loss_B * min_snr_weight(self.parametrisation, alpha_B, sigma_B, self.min_snr_gamma)
-        return loss_B, {'t_B': t_B, 'self_conditioned_B': self_conditioned_B}
+        return loss_B
 
 
 def min_snr_weight(parametrisation: Parametrisation, alpha_B: jax.Array, sigma_B: jax.Array, gamma: float) -> jax.Array:

@@ -23,6 +23,7 @@ from walt.nn.einsum import zeros
 from walt.nn.embeddings import rotate
 from walt.nn.norm import LayerNorm, NormParameters
 from walt.nn.remat import of_attention
+from walt.nn.segment_attention import segment_attention
 from walt.nn.shards import shards, whole
 from walt.nn.window_attention import pays, window_attention
 from walt.precision import PARAM_DTYPE
@@ -48,16 +49,20 @@ class Attention(nn.Module):
     split: Split = WHOLE
 
     @nn.compact
-    def __call__(self, x_BGPD, bias_NPP=None, angles_PA=None, alone_B=None):
+    def __call__(self, x_BGPD, bias_NPP=None, angles_PA=None, alone_B=None, ids_BL=None):
         """
         Args:
             bias_NPP: added to the logits.
-            angles_PA: of rotary positions, by which queries and keys are turned.
+            angles_PA: of rotary positions, by which queries and keys are turned; (B, 1, L, A) where rows differ.
+            ids_BL: of packed rows, given as one window of L tokens: attention within equal ids, without a bias; 0 is
+                padding (`walt.nn.segment_attention`).
             alone_B: rows whose tokens attend to themselves and to nothing else, bool. A softmax over one logit is 1, so
                 what comes out of the attention is the token's value.
         """
         length, width = x_BGPD.shape[2:]
-        fused = angles_PA is None and pays(length, length, self.heads, width // self.heads)
+        if ids_BL is not None and (bias_NPP is not None or x_BGPD.shape[1] > 1):
+            raise ValueError(f'ids are of packed rows without a bias, not of {x_BGPD.shape[1]} windows or with one')
+        fused = angles_PA is None and ids_BL is None and pays(length, length, self.heads, width // self.heads)
         q, k, v = Heads(3, self.heads, fused, self.dtype, name='qkv')(x_BGPD)
         if fused:
             norms_K4 = _norms(width // self.heads) if self.qk_norm else None
@@ -67,8 +72,11 @@ class Attention(nn.Module):
             q, k = _normed(q, k, self.dtype) if self.qk_norm else (q, k)
             if angles_PA is not None:
                 q, k = rotate(q, angles_PA), rotate(k, angles_PA)
-            bias_1NPP = None if bias_NPP is None else bias_NPP[None].astype(self.dtype)
-            y = _attend(q, k, v, self.split, bias=bias_1NPP)
+            if ids_BL is None:
+                bias_1NPP = None if bias_NPP is None else bias_NPP[None].astype(self.dtype)
+                y = _attend(q, k, v, self.split, bias=bias_1NPP)
+            else:
+                y = segment_attention(q[:, 0], k[:, 0], v[:, 0], ids_BL)[:, None]
         y = of_attention(y)
         if alone_B is not None:
             y = jnp.where(alone_B.reshape(-1, *(1,) * (y.ndim - 1)), v, y)
