@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from walt.tokens import counts, from_clip, grid_of, pack, places, rows_of, to_clip, unpack
+from walt.tokens import counts, from_clip, grid_of, pack, places, rows_of, statistics, to_clip, unpack
 
 SHAPES = [(1, 4, 8, 3), (3, 6, 2, 3), (2, 2, 2, 3)]
 PATCH = (1, 2, 2)
@@ -84,3 +84,11 @@ def test_what_does_not_fit_is_refused_with_both_numbers():
         pack(tokens, 32, 2)
     with pytest.raises(ValueError, match=r'patches of \(1, 2, 2\) do not tile a clip of \(1, 3, 4\)'):
         grid_of((1, 3, 4, 3), (1, 2, 2))
+
+
+def test_statistics_count_positions_clips_and_what_was_dropped():
+    _, tokens = clips()
+    dropped = tokens[0] | {name: tokens[0][name][::2] for name in ('tokens', 'place')}
+    rows = [pack(tokens, 32, 5), pack([dropped], 32, 5)]
+    told = statistics({name: np.stack([row[name] for row in rows]) for name in rows[0]})
+    assert told == {'filled': 23 / 64, 'clips_a_row': 2, 'tokens_a_row': 11.5, 'dropped': 1 - 23 / 27}

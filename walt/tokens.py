@@ -109,6 +109,24 @@ def counts(segment_BL: np.ndarray, most: int) -> np.ndarray:
     return (segment_BL[:, :, None] == np.arange(1, most + 1)).sum(1)
 
 
+def statistics(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """How well rows are used, as scalars; `batch` may hold NumPy's arrays or JAX's.
+
+    filled         share of the positions that hold a token
+    clips_a_row    mean
+    tokens_a_row   mean
+    dropped        share of the clips' tokens that were dropped
+    """
+    rows, length = batch['segment'].shape
+    tokens = (batch['segment'] > 0).sum()
+    return {
+        'filled': tokens / (rows * length),
+        'clips_a_row': batch['size'].all(-1).sum() / rows,
+        'tokens_a_row': tokens / rows,
+        'dropped': 1 - tokens / batch['size'].prod(-1).sum(),
+    }
+
+
 def _filled(value: np.ndarray, length: int) -> np.ndarray:
     """With zeros behind it up to `length`."""
     return np.concatenate([value, np.zeros((length - len(value), *value.shape[1:]), value.dtype)])

@@ -82,6 +82,11 @@ class Encoded:
         """(frames, height, width, channels)."""
         return tuple(self.manifest['keys']['z']['shape'])
 
+    @property
+    def sizes_N3(self) -> np.ndarray:
+        """int (clips, 3): frames, height and width of every element's latents."""
+        return np.broadcast_to(self.latent_shape[:3], (len(self), 3))
+
     def __len__(self) -> int:
         return self.manifest['clips']
 
