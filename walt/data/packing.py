@@ -41,7 +41,7 @@ class _Epoch(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Packed:
     """A random-access source: element r is a packed row of `tokens` (uint8 of pixels, float32 of latents), `segment`,
-    `place`, `size`, and `keys`.
+    `place`, `size`, `keys`, and `index`, the number of every clip in the stream, int32 (E,): no two clips have one.
 
     Fields:
         source: of clips of any size.
@@ -140,7 +140,7 @@ class Packed:
             bits = stream_bits(self.seed, self.split, 'kept', number, len(clip['tokens']))
             stay = np.sort(np.argsort(bits)[: kept_N[place]])
             clip |= {name: clip[name][stay] for name in ('tokens', 'place')}
-        return clip | {key: element[key] for key in self.keys}
+        return clip | {key: element[key] for key in self.keys} | {'index': np.int32(number)}
 
 
 def _fitted(element: dict[str, Any], size: np.ndarray) -> np.ndarray:

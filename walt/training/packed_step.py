@@ -6,7 +6,6 @@ gave it. Micro-batches need not have as many clips each: all are weighed by thos
     loss = sum over clips of w_e L_e / sum over clips of w_e,    w_e of `PackedLoss.weights`.
 """
 
-import dataclasses
 from collections.abc import Sequence
 
 import jax
