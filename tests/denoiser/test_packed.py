@@ -217,7 +217,7 @@ def test_what_does_not_fit_is_refused():
         PackedDenoiser(**SIZES | {'depth': 3})
     with pytest.raises(ValueError, match=r'one or two layers, each with a window .* \(\(1, 0\),\)'):
         PackedDenoiser(**SIZES | {'layers': ((1, 0),)})
-    with pytest.raises(ValueError, match="among .* not 'polar'"):
+    with pytest.raises(ValueError, match=r"among .* not 'polar'"):
         PackedDenoiser(**SIZES | {'position': 'polar'})
     with pytest.raises(ValueError, match='2 devices cannot share the tokens'):
         PackedDenoiser(**SIZES).check_shards(2)
