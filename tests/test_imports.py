@@ -18,6 +18,7 @@ ALLOWED = {
     'nn': {'precision'},
     'tokenizer': {'nn', 'precision'},
     'denoiser': {'nn', 'precision', 'tokens'},
+    'navit': {'denoiser', 'nn', 'precision', 'tokens'},
     'diffusion': {'randomness'},
     'planning': set(),
     'data': {'tokens'},
@@ -40,7 +41,16 @@ PROGRAM = set(ALLOWED) - {''} | set(BUILD)
 # Library -> who may import it. `parallel.rules` and `training.state` read the names that Linen keeps in boxes.
 LIBRARIES = {
     'ml_collections': {'build'},
-    'flax.linen': {'nn', 'tokenizer', 'denoiser', 'evaluation', 'text.bert', 'parallel.rules', 'training.state'},
+    'flax.linen': {
+        'nn',
+        'tokenizer',
+        'denoiser',
+        'navit',
+        'evaluation',
+        'text.bert',
+        'parallel.rules',
+        'training.state',
+    },
     'optax': {'training'},
     'orbax': {'training'},
     'absl': 'programs',

@@ -95,12 +95,13 @@ class Mlp(nn.Module):
 
     hidden: int
     dtype: jnp.dtype = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x):
-        width = x.shape[-1]
-        up = Einsum('...D,DF->...F', (width, self.hidden), ('embed', 'mlp'), dtype=self.dtype, name='up')
-        down = Einsum('...F,FD->...D', (self.hidden, width), ('mlp', 'embed'), dtype=self.dtype, name='down')
+        width, fields = x.shape[-1], {'use_bias': self.use_bias, 'dtype': self.dtype}
+        up = Einsum('...D,DF->...F', (width, self.hidden), ('embed', 'mlp'), name='up', **fields)
+        down = Einsum('...F,FD->...D', (self.hidden, width), ('mlp', 'embed'), name='down', **fields)
         return down(nn.gelu(up(x)))
 
 
