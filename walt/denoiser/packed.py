@@ -144,11 +144,16 @@ class PackedDenoiser(nn.Module):
     def check_sizes(self, sizes_N3) -> None:
         """Raises `ValueError` if a clip of one of these sizes, in tokens, does not fit a row or its positions."""
         for size in {tuple(map(int, size)) for size in sizes_N3}:
-            tokens, beyond = size[0] * size[1] * size[2], any(s > e for s, e in zip(size, self.extent))
+            tokens = size[0] * size[1] * size[2]
             if min(size) < 1 or tokens > self.length:
                 raise ValueError(f'a clip of {size}, {tokens} tokens, does not fit a row of 1 to {self.length} tokens')
-            if beyond and self.position == 'learned' and not self.fractional:
-                raise ValueError(f'a clip of {size} tokens, but positions are learned as far as {tuple(self.extent)}')
+            self.check_extent(size)
+
+    def check_extent(self, size: Triple) -> None:
+        """Raises `ValueError` if there are no positions for so many tokens (t, h, w), naming both."""
+        learned = self.position == 'learned' and not self.fractional
+        if learned and any(count > most for count, most in zip(size, self.extent)):
+            raise ValueError(f'clips of up to {tuple(size)} tokens, but positions are learned as far as {self.extent}')
 
     @nn.compact
     def __call__(self, z_BLC, t, cond: Mapping[str, jax.Array]):

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 
 from walt.diffusion.loss import DenoisingLoss
 from walt.diffusion.prediction import Cond, Denoise
-from walt.randomness import normal, stream
+from walt.diffusion.sampler import draw_noise
+from walt.randomness import stream
 
 # The time of padding, where no prediction is a division by zero.
 _PADDING = 0.5
@@ -55,7 +56,7 @@ class PackedLoss(DenoisingLoss):
         there_BL = segment_BL > 0
         of_tokens = {name: to_tokens(x_BE, segment_BL) for name, x_BE in drawn.items()}
         of_tokens['t_B'] = jnp.where(there_BL, of_tokens['t_B'], _PADDING)
-        eps = token_noise(key_B, segment_BL, place_BL3, size_BE3, z0.shape[-1])
+        eps = token_noise(token_keys(key_B, segment_BL, place_BL3, size_BE3), segment_BL, z0.shape[-1])
         loss_BL = self.at(denoise, z0, cond, eps, **of_tokens)
         member_BLE = segment_BL[..., None] == jnp.arange(1, size_BE3.shape[1] + 1)
         total_BE = jnp.where(member_BLE, loss_BL[..., None], 0).sum(1)
@@ -73,11 +74,14 @@ def to_tokens(x_BE: jax.Array, segment_BL: jax.Array) -> jax.Array:
     return x_BE[jnp.arange(len(x_BE))[:, None], jnp.maximum(segment_BL - 1, 0)]
 
 
-def token_noise(key_BE: jax.Array, segment_BL, place_BL3, size_BE3, channels: int) -> jax.Array:
-    """(B, L, channels) standard normal numbers, a token's from its clip's key and its place in the clip, whatever row
-    it is in; zeros at padding."""
+def token_keys(key_BE: jax.Array, segment_BL, place_BL3, size_BE3) -> jax.Array:
+    """(B, L): the key of every token, from its clip's key and its place in the clip, whatever row it is in."""
     height_BL, width_BL = (to_tokens(size_BE3[..., axis], segment_BL) for axis in (1, 2))
     t, h, w = (place_BL3[..., axis] for axis in range(3))
-    key_BL = stream(to_tokens(key_BE, segment_BL), 'noise', (t * height_BL + h) * width_BL + w)
-    eps_BLC = normal(key_BL.reshape(-1), (channels,)).reshape(*segment_BL.shape, channels)
+    return stream(to_tokens(key_BE, segment_BL), 'token', (t * height_BL + h) * width_BL + w)
+
+
+def token_noise(key_BL: jax.Array, segment_BL, channels: int) -> jax.Array:
+    """(B, L, channels) standard normal numbers, a token's from its key; zeros at padding."""
+    eps_BLC = draw_noise(key_BL.reshape(-1), (channels,)).reshape(*segment_BL.shape, channels)
     return jnp.where(segment_BL[..., None] > 0, eps_BLC, 0)

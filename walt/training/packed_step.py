@@ -40,8 +40,10 @@ def make_packed_step(
     `clips` is their number.
 
     Raises:
-        ValueError: if the loss conditions on estimates that the denoiser does not take.
+        ValueError: if the loss is not one of packed rows, or conditions on estimates that the denoiser does not take.
     """
+    if not isinstance(loss, PackedLoss):
+        raise ValueError(f"the loss of packed rows is named 'packed', this is a {type(loss).__name__}")
     check_self_conditioning(denoiser, loss.self_conditioning)
 
     def step(state: State, frozen, batch, key):
