@@ -3,8 +3,8 @@
 python -m walt.train_denoiser --config=configs/digits_packed.py --workdir=runs/digits_packed
 python -m walt.sample_packed --workdir=runs/digits_packed --shapes=1x24x20,1x16x36,1x36x16,1x12x64 --num=4
 
-Pictures have one to three digits of a class, upright or lying, at sides of 16 to 32 pixels and aspect ratios from 1:4 to
-6:1. The last of those shapes is wider than any of them.
+Pictures have one to three digits of a class, upright or lying, at sides of 16 to 32 pixels and aspect ratios from 1:4
+to 6:1. The last of those shapes is wider than any of them.
 """
 
 import ml_collections
