@@ -17,7 +17,7 @@ from walt.denoiser.aspect import change_aspect
 from walt.denoiser.conditions import Denoiser
 from walt.denoiser.packed import PackedDenoiser
 from walt.diffusion.loss import DenoisingLoss
-from walt.generation.packed import PackedStage
+from walt.generation.packed_stage import PackedStage
 from walt.generation.stage import Stage, Weak
 from walt.parallel.rules import replicated
 from walt.tokenizer.autoencoder import Tokenizer

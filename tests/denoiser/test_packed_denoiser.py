@@ -175,11 +175,16 @@ def test_a_row_that_one_clip_fills_is_walt(patch, random_inputs, random_paramete
     check_dense(module, params | {'position': {'curves': curves}}, dense, params, z, t_B, cond)
 
 
-def test_a_row_that_one_picture_fills_is_dit(random_inputs, random_parameters):
-    dense = Dit((1, 8, 12, 3), classes=5, learn_variance=False, width=16, depth=2, heads=2, patch=2)
+@pytest.mark.parametrize('learn_variance', [True, False])
+def test_a_row_that_one_picture_fills_is_dit(learn_variance, random_inputs, random_parameters):
+    dense = Dit((1, 8, 12, 3), classes=5, learn_variance=learn_variance, width=16, depth=2, heads=2, patch=2)
     z, t_B, cond = random_inputs(dense)
     params = random_parameters(dense, z, t_B, cond)
-    fields = SIZES | LAYERS['dit'] | dict(length=24, most=1, extent=dense.grid, depth=2, patch=2)
+    fields = (
+        SIZES
+        | LAYERS['dit']
+        | dict(length=24, most=1, extent=dense.grid, depth=2, patch=2, learn_variance=learn_variance)
+    )
     check_dense(PackedDenoiser(**fields), params, dense, params, z, t_B, cond)
 
 
@@ -200,7 +205,11 @@ def check_dense(module, params, dense, dense_params, z, t_B, cond):
     )
     expected = jax.jit(dense.apply)({'params': dense_params}, z, t_B, cond)
     got_BLC = jax.jit(module.apply)({'params': params}, jnp.asarray(packed['tokens']), t_B, given)
-    got = [tokens.to_clip(clip | {'tokens': np.asarray(y)}, module.tile) for clip, y in zip(rows['z'], got_BLC)]
+    got = [
+        np.concatenate([tokens.to_clip(clip | {'tokens': part}, module.tile) for part in parts], axis=-1)
+        for clip, y in zip(rows['z'], np.asarray(got_BLC))
+        for parts in [np.split(y, y.shape[-1] // module.latent_shape[-1], axis=-1)]
+    ]
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(np.stack(got), expected, rtol=1e-5, atol=1e-5)
 

@@ -9,7 +9,7 @@ import pytest
 from walt.denoiser.packed import PackedDenoiser
 from walt.diffusion.schedules import DiscreteLinear
 from walt.diffusion.steppers import ancestral
-from walt.generation.packed import PackedStage
+from walt.generation.packed_stage import PackedStage
 from walt.parallel.mesh import make_mesh
 from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm, Pixels
 
