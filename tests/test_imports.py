@@ -22,12 +22,12 @@ ALLOWED = {
     'diffusion': {'randomness'},
     'planning': set(),
     'data': {'tokens'},
-    'evaluation': {'features', 'nn'},
+    'evaluation': {'data', 'features', 'navit', 'nn', 'tokens'},
     'features': {'weights'},
     'text': {'nn', 'precision', 'weights'},
     'interop': {'nn'},
     'generation': {'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness', 'tokens'},
-    'training': {'data', 'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness', 'tokens'},
+    'training': {'data', 'diffusion', 'tokenizer', 'denoiser', 'navit', 'parallel', 'randomness', 'tokens'},
 }
 BUILD = {'build': set(ALLOWED) - {''}, 'restore': set(ALLOWED) - {''} | {'build'}, 'processes': {'parallel'}}
 # A plan, part upon part: what a configuration runs, what that costs by its shapes, and compiled for other machines.

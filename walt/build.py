@@ -13,12 +13,17 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_flags
 
+from walt.data import dropping, resolution
 from walt.data.encoded import Encoded
 from walt.data.image_folder import ImageFolder
 from walt.data.joint import Joint
+from walt.data.mixed_digits import MixedDigits
 from walt.data.mosaic import Mosaic
 from walt.data.moving_digits import MovingDigits
+from walt.data.packing import Packed
+from walt.data.pictures_and_clips import PicturesAndClips
 from walt.data.video_folder import VideoFolder
+from walt.data.whole_images import WholeImages
 from walt.denoiser.conditions import Denoiser, NullText, abstract, text_shape
 from walt.denoiser.dit import Dit
 from walt.denoiser.walt import Walt
@@ -27,6 +32,7 @@ from walt.diffusion.loss import DenoisingLoss
 from walt.diffusion.schedules import ContinuousLinear, Cosine, DiscreteLinear, RectifiedFlow, Schedule
 from walt.diffusion.steppers import Ddim, DpmSolverPlusPlus2M, Heun, ancestral
 from walt.features.perceptual import squeezenet_distance, vgg_distance
+from walt.navit.navit import Navit
 from walt.precision import compute_dtype
 from walt.text.encoder import TextEncoder
 from walt.text.minilm import MiniLm
@@ -44,8 +50,23 @@ SOURCES = {
     'video_folder': VideoFolder,
     'image_folder': ImageFolder,
     'encoded': Encoded,
+    'mixed_digits': MixedDigits,
+    'whole_images': WholeImages,
 }
-SOURCES_OF_SOURCES = {'joint': Joint, 'mosaic': Mosaic}
+SOURCES_OF_SOURCES = {'joint': Joint, 'mosaic': Mosaic, 'pictures_and_clips': PicturesAndClips}
+RESOLUTIONS = {
+    'native': resolution.Native,
+    'fixed': resolution.Fixed,
+    'uniform': resolution.Uniform,
+    'truncated_normal': resolution.TruncatedNormal,
+}
+DROPPINGS = {
+    'keep': dropping.Keep,
+    'constant': dropping.Constant,
+    'beta': dropping.Beta,
+    'by_resolution': dropping.ByResolution,
+}
+DROPPING_SCHEDULES = {'always': dropping.Always, 'sigmoid': dropping.Sigmoid}
 TOKENIZERS = {'causal_cnn': Tokenizer}
 BOTTLENECKS = {'none': Continuous, 'kl': Kl, 'vq': Vq, 'lfq': Lfq, 'fsq': Fsq}
 DISCRIMINATORS = {'none': lambda dtype: None, 'residual_3d': Discriminator}
@@ -60,6 +81,7 @@ SCHEDULES = {
 }
 STEPPERS = {'ddim': Ddim, 'ancestral': ancestral, 'heun': Heun, 'dpm_solver_pp_2m': DpmSolverPlusPlus2M}
 GUIDANCE_SCALES = {'power_cosine': PowerCosine, 'interval': Interval}
+CLASSIFIERS = {'navit': Navit}
 OPTIMIZERS = {'adamw': adamw, 'adafactor': adafactor, 'muon': muon}
 
 _RUN_KEYS = {'seed', 'batch_size', 'steps', 'data', 'tokenizer', 'optimizer', 'ema_decay', 'dtype', 'mesh'}
@@ -67,6 +89,7 @@ _RUN_KEYS |= {'accumulation', 'non_finite', 'log_every', 'checkpoint_every', 'va
 TOKENIZER_KEYS = _RUN_KEYS | {'losses', 'perceptual', 'discriminator', 'start', 'latent_norm_batches'}
 DENOISER_KEYS = _RUN_KEYS - {'tokenizer'} | {'tokenizer_dir', 'cache_latents', 'text', 'denoiser', 'start'}
 DENOISER_KEYS |= {'schedule', 'loss', 'conditioning', 'sampler'}
+CLASSIFIER_KEYS = _RUN_KEYS - {'tokenizer'} | {'packing', 'classifier', 'noising'}
 
 
 def config_flag(name: str = 'config'):
@@ -108,6 +131,23 @@ def source(section: Mapping[str, Any], split: str):
         parts = {part: source(inner, split) for part, inner in section.items() if isinstance(inner, Mapping)}
         return construct('data', dict(section) | parts, SOURCES_OF_SOURCES)
     return construct('data', section, SOURCES, split=split)
+
+
+def packed(section: Mapping[str, Any], source, split: str, **given: Any) -> Packed:
+    """Packed rows of a source's clips; the section's `resolution` and `dropping` are sections of their own.
+
+    No token is dropped in validation.
+    """
+    of_tokens = dict(section['dropping'])
+    if 'schedule' in of_tokens:
+        of_tokens['schedule'] = construct('schedule of dropping', of_tokens['schedule'], DROPPING_SCHEDULES)
+    drop = construct('dropping', of_tokens, DROPPINGS)
+    given |= {
+        'resolution': construct('resolution', section['resolution'], RESOLUTIONS),
+        'dropping': drop if split == 'train' else dropping.KEEP,
+    }
+    rest = {key: value for key, value in section.items() if key not in ('resolution', 'dropping')}
+    return construct('packing', {'name': 'packed', **rest}, {'packed': Packed}, source=source, split=split, **given)
 
 
 def clips_section(section: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -195,6 +235,16 @@ def other_sampler(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dic
     return kept | dict(changes)
 
 
+def noising(section: Mapping[str, Any]) -> Schedule | None:
+    """The schedule of the noise on what a classifier is trained on, or None."""
+    return construct('noising', section, {'none': lambda: None} | SCHEDULES)
+
+
+def classifier(config: Mapping[str, Any]) -> Navit:
+    given = {'timed': noising(config['noising']) is not None, 'dtype': compute_dtype(config['dtype'])}
+    return construct('classifier', config['classifier'], CLASSIFIERS, **given)
+
+
 def optimizer(section: Mapping[str, Any], steps: int):
     return construct('optimizer', section, OPTIMIZERS, steps=steps)
 
@@ -220,3 +270,17 @@ def abstract_null_text(module: Denoiser) -> NullText | None:
     if not shape:
         return None
     return NullText(jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:1], jnp.bool_))
+
+
+def init_classifier(module: Navit) -> Callable[[jax.Array], Any]:
+    """key -> variables."""
+    length, most = 128, 1  # Of rows that the kernels of all platforms take; parameters do not depend on it.
+
+    def init(key):
+        of_tokens = (jnp.zeros((1, length), jnp.int32), jnp.zeros((1, length, 3), jnp.int32))
+        times = jnp.zeros((1, most)) if module.timed else None
+        return module.init(
+            key, jnp.zeros((1, length, module.token_width)), *of_tokens, jnp.zeros((1, most, 3), jnp.int32), times
+        )
+
+    return init
