@@ -43,7 +43,7 @@ class Task:
     """What there is to count, all of it abstract, and `new`, which makes some of it.
 
     Attributes:
-        kind: 'tokenizer' or 'denoiser'.
+        kind: 'tokenizer', 'denoiser' or 'classifier'.
         sizes: entries of the plan that come from the configuration alone.
         new: key -> (state, layout), on the devices of the mesh.
         state, layout: of training, and how it lies on the mesh.
@@ -99,6 +99,9 @@ def task(
         if tokenizer_config is not None:
             raise ValueError('a tokenizer configuration beside that of a denoiser only: this one is of a tokenizer')
         return _tokenizer_task(config, mesh, rows, clips)
+    if 'classifier' in config:
+        build.check_keys(config, build.CLASSIFIER_KEYS)
+        return _classifier_task(config, mesh, rows, clips)
     build.check_keys(config, build.DENOISER_KEYS)
     return _denoiser_task(config, mesh, rows, clips, tokenizer_config)
 
@@ -230,6 +233,41 @@ def _denoiser_task(
         batch=batch,
         phases=phases,
         notes=notes,
+    )
+
+
+def _classifier_task(config: Mapping[str, Any], mesh: AbstractMesh | Mesh, rows: int, clips: int) -> Task:
+    """Rows are packed rows; a phase works on `clips` of them too."""
+    module, schedule = build.classifier(config), build.noising(config['noising'])
+    optimizer = build.optimizer(config['optimizer'], config['steps'])
+    length, most = config['packing']['length'], config['packing']['most']
+
+    def new(key):
+        return create(build.init_classifier(module), optimizer, mesh, key, ema_decay=config['ema_decay'])
+
+    state, layout = _abstract(new)
+
+    def batch(rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        pixels = jnp.uint8 if module.channels == 3 else jnp.float32
+        return abstract({'tokens': (length, module.token_width)}, rows, pixels) | abstract(
+            {'segment': (length,), 'place': (length, 3), 'size': (most, 3), 'label': (most,)}, rows, jnp.int32
+        )
+
+    def forward(params, rows):
+        return Classifier(module, params).logits(rows)
+
+    return Task(
+        kind='classifier',
+        sizes={'tokens': length, 'clips': most},
+        new=new,
+        state=state,
+        layout=layout,
+        step=make_classifier_step(module, schedule, optimizer, config['ema_decay'], config['accumulation']),
+        frozen=None,
+        frozen_layout=None,
+        batch=batch(rows),
+        phases={'forward': Phase(forward, (state.params, batch(clips)), (layout.params, batch_sharding(mesh)))},
+        notes=['clips, batch_size and rows are packed rows; `clips` is how many a row may hold'],
     )
 
 
