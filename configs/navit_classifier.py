@@ -14,11 +14,12 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     config.batch_size = 16
     config.steps = 2000
     config.dtype = 'float32'
-    config.data = dict(name='mixed_digits', digits=(1, 3), scale=4, stretch=1.25, pictures=20_000)
-    config.packing = dict(
+    config.data = dict(
+        name='packed',
+        source=dict(name='mixed_digits', digits=(1, 3), scale=4, stretch=1.25, pictures=20_000),
+        patch=(1, 4, 4),
         length=128,
         most=12,
-        open_rows=16,
         resolution=dict(name='truncated_normal', low=12, high=36),
         dropping=dict(
             name='beta',
@@ -52,8 +53,8 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     config.validation_batches = 20
     if mode == 'smoke':
         common.smoke(config)
-        config.data.pictures = 64
-        config.packing.resolution.update(low=12, high=24)
+        config.data.source.pictures = 64
+        config.data.resolution.update(low=12, high=24)
         config.classifier.update(width=16, depth=2, heads=2)
     elif mode:
         raise ValueError(f"unknown mode {mode!r}; choices: '', 'smoke'")

@@ -55,13 +55,14 @@ def test_the_run_tells_of_packing_and_of_held_out_clips(trained):
 def test_the_workdir_is_all_that_is_needed_to_read_with_it(trained):
     workdir, state = trained
     classifier, there, step = restore.classifier(str(workdir), make_mesh())
-    assert step == 4 and there['packing'] == json.loads(json.dumps(config()['packing']))
+    assert step == 4 and there['data'] == json.loads(json.dumps(config()['data']))
     same(classifier.params, state.ema)
 
 
 def test_a_classifier_of_noised_pictures_and_clips_trains(program, tmp_path):
     clips = {'name': 'moving_digits', 'frames': 3, 'size': 16, 'digit_size': 10, 'clips': 32}
-    data = {'name': 'pictures_and_clips', 'pictures': {'name': 'mixed_digits', 'pictures': 32}, 'clips': clips}
+    both = {'name': 'pictures_and_clips', 'pictures': {'name': 'mixed_digits', 'pictures': 32}, 'clips': clips}
+    data = config()['data'] | {'source': both}
     noising = {'name': 'discrete_linear', 'steps': 100}
     program.train(config(data=data, noising=noising, steps=2, ema_decay=[0.9, 0.5]), str(tmp_path))
     (held_out,) = [line for line in (tmp_path / 'metrics.jsonl').read_text().splitlines() if 'validation' in line]
@@ -72,13 +73,18 @@ def test_a_classifier_of_noised_pictures_and_clips_trains(program, tmp_path):
 def test_what_does_not_fit_is_said_before_training(program, tmp_path):
     def refused(match, **changes):
         made = config()
-        made = made | {name: made[name] | value for name, value in changes.items()}
+        made |= {
+            name: value if len(value) == 1 and 'name' in value else made[name] | value
+            for name, value in changes.items()
+        }
         with pytest.raises(ValueError, match=match):
             program.train(made, str(tmp_path / 'no'))
 
-    refused('the data has 10 classes, classifier.classes is 7', classifier={'classes': 7})
-    refused('tokens of 48 numbers, but classifier.patch and channels make 16', classifier={'channels': 1})
+    refused('classes: 10 of the data, 7 of the classifier', classifier={'classes': 7})
+    refused('numbers in a token: 48 of the data, 16 of the classifier', classifier={'channels': 1})
     learned = {'positions': 'learned', 'extent': (1, 4, 4)}
     refused(r'clips may have \(1, \d+, \d+\) tokens, but positions are learned', classifier=learned)
-    refused(r"unknown dropping 'some'; choices: \['beta', 'by_resolution'", packing={'dropping': {'name': 'some'}})
+    refused(r"unknown dropping 'some'; choices: \['beta', 'by_resolution'", data={'dropping': {'name': 'some'}})
+    refused('patch: .1, 4, 4. of the data, .1, 2, 8. of the classifier', classifier={'patch': (1, 2, 8)})
+    refused("data named 'packed', not MovingDigits", data={'name': 'moving_digits'})
     assert not (tmp_path / 'no').exists()

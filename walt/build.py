@@ -26,9 +26,11 @@ from walt.data.video_folder import VideoFolder
 from walt.data.whole_images import WholeImages
 from walt.denoiser.conditions import Denoiser, NullText, abstract, text_shape
 from walt.denoiser.dit import Dit
+from walt.denoiser.packed import PackedDenoiser
 from walt.denoiser.walt import Walt
 from walt.diffusion.guidance import Interval, PowerCosine
 from walt.diffusion.loss import DenoisingLoss
+from walt.diffusion.packed_loss import PackedLoss
 from walt.diffusion.schedules import ContinuousLinear, Cosine, DiscreteLinear, RectifiedFlow, Schedule
 from walt.diffusion.steppers import Ddim, DpmSolverPlusPlus2M, Heun, ancestral
 from walt.features.perceptual import squeezenet_distance, vgg_distance
@@ -49,36 +51,37 @@ SOURCES = {
     'moving_digits': MovingDigits,
     'video_folder': VideoFolder,
     'image_folder': ImageFolder,
-    'encoded': Encoded,
-    'mixed_digits': MixedDigits,
     'whole_images': WholeImages,
+    'mixed_digits': MixedDigits,
+    'encoded': Encoded,
 }
-SOURCES_OF_SOURCES = {'joint': Joint, 'mosaic': Mosaic, 'pictures_and_clips': PicturesAndClips}
+SOURCES_OF_SOURCES = {'joint': Joint, 'mosaic': Mosaic, 'pictures_and_clips': PicturesAndClips, 'packed': Packed}
 RESOLUTIONS = {
     'native': resolution.Native,
     'fixed': resolution.Fixed,
     'uniform': resolution.Uniform,
     'truncated_normal': resolution.TruncatedNormal,
 }
+DROPPING_SCHEDULES = {'always': dropping.Always, 'sigmoid': dropping.Sigmoid}
 DROPPINGS = {
     'keep': dropping.Keep,
     'constant': dropping.Constant,
     'beta': dropping.Beta,
     'by_resolution': dropping.ByResolution,
 }
-DROPPING_SCHEDULES = {'always': dropping.Always, 'sigmoid': dropping.Sigmoid}
 TOKENIZERS = {'causal_cnn': Tokenizer}
 BOTTLENECKS = {'none': Continuous, 'kl': Kl, 'vq': Vq, 'lfq': Lfq, 'fsq': Fsq}
 DISCRIMINATORS = {'none': lambda dtype: None, 'residual_3d': Discriminator}
 PERCEPTUAL = {'none': lambda dtype: None, 'squeezenet': squeezenet_distance, 'vgg': vgg_distance}
 TEXT_ENCODERS = {'none': lambda: None, 'wordllama': WordLlama, 'minilm': MiniLm, 't5': T5}
-DENOISERS = {'walt': Walt, 'dit': Dit}
+DENOISERS = {'walt': Walt, 'dit': Dit, 'packed': PackedDenoiser}
 SCHEDULES = {
     'discrete_linear': DiscreteLinear,
     'continuous_linear': ContinuousLinear,
     'cosine': Cosine,
     'rectified_flow': RectifiedFlow,
 }
+LOSSES = {'denoising': DenoisingLoss, 'packed': PackedLoss}
 STEPPERS = {'ddim': Ddim, 'ancestral': ancestral, 'heun': Heun, 'dpm_solver_pp_2m': DpmSolverPlusPlus2M}
 GUIDANCE_SCALES = {'power_cosine': PowerCosine, 'interval': Interval}
 CLASSIFIERS = {'navit': Navit}
@@ -89,7 +92,7 @@ _RUN_KEYS |= {'accumulation', 'non_finite', 'log_every', 'checkpoint_every', 'va
 TOKENIZER_KEYS = _RUN_KEYS | {'losses', 'perceptual', 'discriminator', 'start', 'latent_norm_batches'}
 DENOISER_KEYS = _RUN_KEYS - {'tokenizer'} | {'tokenizer_dir', 'cache_latents', 'text', 'denoiser', 'start'}
 DENOISER_KEYS |= {'schedule', 'loss', 'conditioning', 'sampler'}
-CLASSIFIER_KEYS = _RUN_KEYS - {'tokenizer'} | {'packing', 'classifier', 'noising'}
+CLASSIFIER_KEYS = _RUN_KEYS - {'tokenizer'} | {'classifier', 'noising'}
 
 
 def config_flag(name: str = 'config'):
@@ -110,7 +113,7 @@ def construct(kind: str, section: Mapping[str, Any], choices: Mapping[str, Calla
     Raises:
         ValueError: on an unknown name or key, with the choices, and where a key is missing or given twice.
     """
-    keys = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
+    keys = {key: _with_tuples(value) for key, value in section.items()}
     name = keys.pop('name', None)
     if name not in choices:
         raise ValueError(f'unknown {kind} {name!r}; choices: {sorted(choices)}')
@@ -125,34 +128,42 @@ def construct(kind: str, section: Mapping[str, Any], choices: Mapping[str, Calla
     return choices[name](**keys, **given)
 
 
+def _with_tuples(value: Any) -> Any:
+    """Lists, which is what JSON makes of tuples, as tuples."""
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
 def source(section: Mapping[str, Any], split: str):
-    """The data set of a section; `split` is 'train' or 'validation'. Sources inside a source are sections inside it."""
+    """The data set of a section; `split` is 'train' or 'validation'. Sources inside a source are sections inside it,
+    and so are `resolution` and `dropping` of packed rows."""
     if section.get('name') in SOURCES_OF_SOURCES:
-        parts = {part: source(inner, split) for part, inner in section.items() if isinstance(inner, Mapping)}
-        return construct('data', dict(section) | parts, SOURCES_OF_SOURCES)
+        part_of = {'resolution': _resolution, 'dropping': _dropping}
+        parts = {
+            part: part_of[part](inner) if part in part_of else source(inner, split)
+            for part, inner in section.items()
+            if isinstance(inner, Mapping)
+        }
+        packed = {'split': split} if section['name'] == 'packed' else {}
+        return construct('data', dict(section) | parts, SOURCES_OF_SOURCES, **packed)
     return construct('data', section, SOURCES, split=split)
 
 
-def packed(section: Mapping[str, Any], source, split: str, **given: Any) -> Packed:
-    """Packed rows of a source's clips; the section's `resolution` and `dropping` are sections of their own.
+def _resolution(section: Mapping[str, Any]) -> resolution.Resolution:
+    return construct('resolution', section, RESOLUTIONS)
 
-    No token is dropped in validation.
-    """
-    of_tokens = dict(section['dropping'])
-    if 'schedule' in of_tokens:
-        of_tokens['schedule'] = construct('schedule of dropping', of_tokens['schedule'], DROPPING_SCHEDULES)
-    drop = construct('dropping', of_tokens, DROPPINGS)
-    given |= {
-        'resolution': construct('resolution', section['resolution'], RESOLUTIONS),
-        'dropping': drop if split == 'train' else dropping.KEEP,
-    }
-    rest = {key: value for key, value in section.items() if key not in ('resolution', 'dropping')}
-    return construct('packing', {'name': 'packed', **rest}, {'packed': Packed}, source=source, split=split, **given)
+
+def _dropping(section: Mapping[str, Any]) -> dropping.Dropping:
+    section = dict(section)
+    if 'schedule' in section:
+        section['schedule'] = construct('dropping.schedule', section['schedule'], DROPPING_SCHEDULES)
+    return construct('dropping', section, DROPPINGS)
 
 
 def clips_section(section: Mapping[str, Any]) -> Mapping[str, Any]:
     """Of a section `data`, the one that names the clips themselves."""
-    return section['clips'] if section.get('name') in SOURCES_OF_SOURCES else section
+    if section.get('name') not in SOURCES_OF_SOURCES:
+        return section
+    return clips_section(section['source']) if section['name'] == 'packed' else section['clips']
 
 
 def tokenizer(section: Mapping[str, Any], dtype: str) -> Tokenizer:
@@ -199,7 +210,8 @@ def schedule(section: Mapping[str, Any]) -> Schedule:
 
 
 def loss(section: Mapping[str, Any], schedule: Schedule) -> DenoisingLoss:
-    return construct('loss', {'name': 'denoising', **section}, {'denoising': DenoisingLoss}, schedule=schedule)
+    """Of a denoiser of packed rows it is named 'packed'; without a name it is that of any other."""
+    return construct('loss', {'name': 'denoising', **section}, LOSSES, schedule=schedule)
 
 
 def conditioning(section: Mapping[str, Any], schedule: Schedule) -> Conditioning:
@@ -226,6 +238,21 @@ def sampler(section: Mapping[str, Any]) -> dict[str, Any]:
             fields[key] = construct('guidance', fields[key], GUIDANCE_SCALES)
     rest = {key: value for key, value in section.items() if key not in _STAGE_KEYS}
     return fields | {'stepper': construct('sampler', rest, STEPPERS)}
+
+
+def packed_sampler(section: Mapping[str, Any]) -> dict[str, Any]:
+    """As `sampler`, the fields of `PackedStage`.
+
+    Raises:
+        ValueError: on a key that means something for other stages only.
+    """
+    fields = sampler(section)
+    unused = sorted(set(fields) - {'stepper', 'steps', 'guidance'})
+    if unused:
+        raise ValueError(
+            f"a sampler of packed rows has 'name', 'steps', 'guidance' and the stepper's keys, not {unused}"
+        )
+    return fields
 
 
 def other_sampler(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

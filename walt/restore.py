@@ -15,15 +15,20 @@ from jax.sharding import Mesh
 from walt import build
 from walt.denoiser.aspect import change_aspect
 from walt.denoiser.conditions import Denoiser
+from walt.denoiser.packed import PackedDenoiser
 from walt.diffusion.loss import DenoisingLoss
+from walt.generation.packed import PackedStage
 from walt.generation.stage import Stage, Weak
 from walt.navit.classifier import Classifier
 from walt.parallel.rules import replicated
 from walt.tokenizer.autoencoder import Tokenizer
-from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
+from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm, Pixels
 from walt.tokenizer.inflation import inflate
 from walt.training.checkpoints import restore_ema, saved_config
 from walt.training.state import abstract_params, ema_decays
+
+NO_TOKENIZER = 'none'
+"""The `tokenizer_dir` of a denoiser of pixels."""
 
 
 def own_tokenizer(workdir: str) -> str:
@@ -93,7 +98,26 @@ def starting_denoiser(section: Mapping[str, Any], module: Denoiser, params: Any,
     if not section['denoiser_dir']:
         return params
     restored, there, _, _ = _denoiser(section['denoiser_dir'], mesh)
+    if isinstance(module, PackedDenoiser):
+        return _started_packed(restored['params'], there, module, params)
     found = change_aspect(restored['params'], there, module)
+    return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, params)
+
+
+def _started_packed(found: Any, there: Denoiser, module: PackedDenoiser, params: Any) -> Any:
+    """Parameters know nothing of how rows are packed, so all of them serve where only that has changed."""
+    free = {'length', 'most', 'layers', 'remat', 'dtype', 'parent', 'name'}
+    if type(there) is not type(module):
+        raise ValueError(f'the denoiser to start from is a {type(there).__name__}, this one a {type(module).__name__}')
+    names = [name for name in module.__dataclass_fields__ if name not in free]
+    names += [] if len(there.layers) == len(module.layers) else ['layers']
+    changed = [
+        f'{name}: {getattr(there, name)!r} there, {getattr(module, name)!r} here'
+        for name in names
+        if getattr(there, name) != getattr(module, name)
+    ]
+    if changed:
+        raise ValueError('the denoiser to start from does not fit: ' + '; '.join(changed))
     return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, params)
 
 
@@ -126,6 +150,8 @@ def stage(
         ValueError: if the weak denoiser is of other latents, conditions or predictions, naming both.
     """
     restored, module, config, step = _denoiser(workdir, mesh, step, decay)
+    if isinstance(module, PackedDenoiser):
+        raise ValueError(f'{workdir} holds a denoiser of packed rows: sample it with `python -m walt.sample_packed`')
     frozen, _, _ = tokenizer(own_tokenizer(workdir), mesh)
     noise = build.schedule(config['schedule'])
     objective, encoder = build.loss(config['loss'], noise), build.text_encoder(config['text'])
@@ -153,6 +179,38 @@ def classifier(workdir: str, mesh: Mesh, step: int | None = None) -> tuple[Class
     items = {'params': abstract_params(build.init_classifier(module), mesh), 'measured': None}
     restored, step = restore_ema(workdir, items, step)
     return Classifier(module, restored['params']), config, step
+
+
+def packed_stage(
+    workdir: str,
+    mesh: Mesh,
+    step: int | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    decay: float | None = None,
+) -> tuple[PackedStage, dict[str, Any], int]:
+    """As `stage`, for a denoiser of packed rows.
+
+    Raises:
+        ValueError: if the run is of another denoiser; if the sampler has a key that packed rows have no use for.
+    """
+    restored, module, config, step = _denoiser(workdir, mesh, step, decay)
+    if not isinstance(module, PackedDenoiser):
+        raise ValueError(f'{workdir} holds a {type(module).__name__}, no denoiser of packed rows')
+    pixels = config['tokenizer_dir'] == NO_TOKENIZER
+    noise = build.schedule(config['schedule'])
+    objective = build.loss(config['loss'], noise)
+    sampler = build.packed_sampler(build.other_sampler(config['sampler'], sampling or {}))
+    restored_stage = PackedStage(
+        denoiser=module,
+        params=restored['params'],
+        frozen=Pixels() if pixels else tokenizer(own_tokenizer(workdir), mesh)[0],
+        schedule=noise,
+        parametrisation=objective.parametrisation,
+        self_conditioning=objective.self_conditioning > 0,
+        mesh=mesh,
+        **sampler,
+    )
+    return restored_stage, config, step
 
 
 def _weak(workdir: str, mesh: Mesh, module: Denoiser, objective: DenoisingLoss) -> Weak:

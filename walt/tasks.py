@@ -16,11 +16,13 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from walt import build
-from walt.batches import clip_shape, latent_batch, pixel_batch
+from walt.batches import clip_shape, latent_batch, packed_batch, pixel_batch
 from walt.denoiser.conditions import Denoiser, abstract, bound
 from walt.generation.stage import Stage
+from walt.navit.classifier import Classifier
 from walt.parallel.rules import batch_sharding, replicated
 from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
+from walt.training.classifier_step import make_classifier_step
 from walt.training.denoiser_step import make_denoiser_step
 from walt.training.state import State, abstract_params, create, step_jit
 from walt.training.tokenizer_step import create_tokenizer_state, make_tokenizer_step
@@ -240,18 +242,12 @@ def _classifier_task(config: Mapping[str, Any], mesh: AbstractMesh | Mesh, rows:
     """Rows are packed rows; a phase works on `clips` of them too."""
     module, schedule = build.classifier(config), build.noising(config['noising'])
     optimizer = build.optimizer(config['optimizer'], config['steps'])
-    length, most = config['packing']['length'], config['packing']['most']
+    length, most = config['data']['length'], config['data']['most']
 
     def new(key):
         return create(build.init_classifier(module), optimizer, mesh, key, ema_decay=config['ema_decay'])
 
     state, layout = _abstract(new)
-
-    def batch(rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-        pixels = jnp.uint8 if module.channels == 3 else jnp.float32
-        return abstract({'tokens': (length, module.token_width)}, rows, pixels) | abstract(
-            {'segment': (length,), 'place': (length, 3), 'size': (most, 3), 'label': (most,)}, rows, jnp.int32
-        )
 
     def forward(params, rows):
         return Classifier(module, params).logits(rows)
@@ -265,8 +261,14 @@ def _classifier_task(config: Mapping[str, Any], mesh: AbstractMesh | Mesh, rows:
         step=make_classifier_step(module, schedule, optimizer, config['ema_decay'], config['accumulation']),
         frozen=None,
         frozen_layout=None,
-        batch=batch(rows),
-        phases={'forward': Phase(forward, (state.params, batch(clips)), (layout.params, batch_sharding(mesh)))},
+        batch=packed_batch(module, length, most, rows),
+        phases={
+            'forward': Phase(
+                forward,
+                (state.params, packed_batch(module, length, most, clips)),
+                (layout.params, batch_sharding(mesh)),
+            )
+        },
         notes=['clips, batch_size and rows are packed rows; `clips` is how many a row may hold'],
     )
 

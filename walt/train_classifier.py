@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 
 from walt import build
+from walt.data.packing import Packed
+from walt.navit.navit import Navit
 from walt.parallel.distributed import fetch
 from walt.parallel.mesh import check_batch, make_mesh
 from walt.parallel.rules import activate
@@ -47,12 +50,7 @@ def train(config: Mapping[str, Any], workdir: str, profile: range = range(0)) ->
     check_batch(mesh, config['batch_size'], config['accumulation'])
     classifier, schedule = build.classifier(config), build.noising(config['noising'])
     optimizer = build.optimizer(config['optimizer'], config['steps'])
-    rows, held_out_rows = (
-        build.packed(
-            config['packing'], build.source(config['data'], split), split, patch=classifier.patch, seed=config['seed']
-        )
-        for split in ('train', 'validation')
-    )
+    rows, held_out_rows = (build.source(config['data'], split) for split in ('train', 'validation'))
     for packed in (rows, held_out_rows):
         check_fits(classifier, packed)
     key = jax.random.key(config['seed'])
@@ -92,22 +90,27 @@ def train(config: Mapping[str, Any], workdir: str, profile: range = range(0)) ->
         )
 
 
-def check_fits(classifier, packed) -> None:
-    """Raises `ValueError` if the data are not what the classifier is built for, naming both."""
-    if packed.source.num_classes != classifier.classes:
+def check_fits(classifier: Navit, rows) -> None:
+    """Raises `ValueError` if the data are not what the classifier is built for, naming both values."""
+    if not isinstance(rows, Packed):
+        raise ValueError(f"a classifier takes data named 'packed', not {type(rows).__name__}")
+    pairs = {
+        'patch': (tuple(rows.patch), tuple(classifier.patch)),
+        'numbers in a token': (rows[0]['tokens'].shape[-1], classifier.token_width),
+        'classes': (rows.source.num_classes, classifier.classes),
+    }
+    changed = [
+        f'{name}: {there} of the data, {own} of the classifier' for name, (there, own) in pairs.items() if there != own
+    ]
+    if changed:
+        raise ValueError('data and classifier do not fit each other: ' + '; '.join(changed))
+    if (
+        classifier.positions == 'learned'
+        and not classifier.fractional
+        and np.any(rows.largest > np.array(classifier.extent))
+    ):
         raise ValueError(
-            f'the data has {packed.source.num_classes} classes, classifier.classes is {classifier.classes}'
-        )
-    channels = packed[0]['tokens'].shape[-1]
-    if channels != classifier.token_width:
-        raise ValueError(
-            f'tokens of {channels} numbers, but classifier.patch and channels make {classifier.token_width}'
-        )
-    over = [most > extent for most, extent in zip(packed.largest, classifier.extent)]
-    if any(over) and classifier.positions == 'learned' and not classifier.fractional:
-        raise ValueError(
-            f'clips may have {packed.largest} tokens, but positions are learned for classifier.extent '
-            f'{tuple(classifier.extent)}'
+            f'clips may have {rows.largest} tokens, but positions are learned for {tuple(classifier.extent)}'
         )
 
 

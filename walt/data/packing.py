@@ -41,7 +41,7 @@ class _Epoch(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Packed:
     """A random-access source: element r is a packed row of `tokens` (uint8 of pixels, float32 of latents), `segment`,
-    `place`, `size`, and `keys`.
+    `place`, `size`, `keys`, and `index`, the number of every clip in the stream, int32 (E,): no two clips have one.
 
     Fields:
         source: of clips of any size.
@@ -49,7 +49,7 @@ class Packed:
         length: tokens of a row, L.
         most: clips of a row at most, E.
         resolution: side lengths.
-        dropping: of tokens.
+        dropping: of tokens, in training; for validation all of them stay.
         keys: what of an element a row has besides.
         seed, split: of all draws.
         shuffle: whether every epoch has an order of its own.
@@ -127,7 +127,8 @@ class Packed:
         side_u_N, drop_u_N = stream_uniform(*stream, 'packing', number, 2 * count).reshape(2, count)
         grid_N3 = self._grids(side_u_N, self.source.sizes_N3[order_N])
         tokens_N = grid_N3.prod(1)
-        share_N = self.dropping(drop_u_N, tokens_N / self.length, number * count + np.arange(count))
+        dropping = self.dropping if self.split == 'train' else KEEP
+        share_N = dropping(drop_u_N, tokens_N / self.length, number * count + np.arange(count))
         return _Epoch(order_N, grid_N3, kept(share_N, tokens_N))
 
     def _clip(self, number: int) -> dict[str, Any]:
@@ -140,7 +141,7 @@ class Packed:
             bits = stream_bits(self.seed, self.split, 'kept', number, len(clip['tokens']))
             stay = np.sort(np.argsort(bits)[: kept_N[place]])
             clip |= {name: clip[name][stay] for name in ('tokens', 'place')}
-        return clip | {key: element[key] for key in self.keys}
+        return clip | {key: element[key] for key in self.keys} | {'index': np.int32(number)}
 
 
 def _fitted(element: dict[str, Any], size: np.ndarray) -> np.ndarray:

@@ -35,6 +35,12 @@ class PicturesAndClips:
     def num_classes(self) -> int:
         return self.pictures.num_classes
 
+    @property
+    def parts(self) -> list[Any]:
+        """All sources in it that are no pairs themselves."""
+        pairs = [getattr(source, 'parts', [source]) for source in (self.pictures, self.clips)]
+        return [part for parts in pairs for part in parts]
+
     def __len__(self) -> int:
         return len(self.pictures) + len(self.clips)
 
