@@ -22,17 +22,17 @@ ALLOWED = {
     'diffusion': {'randomness'},
     'planning': set(),
     'data': {'tokens'},
-    'evaluation': {'features', 'nn'},
+    'evaluation': {'data', 'features', 'navit', 'nn', 'tokens'},
     'features': {'weights'},
     'text': {'nn', 'precision', 'weights'},
     'interop': {'nn'},
     'generation': {'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness', 'tokens'},
-    'training': {'data', 'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness', 'tokens'},
+    'training': {'data', 'diffusion', 'tokenizer', 'denoiser', 'navit', 'parallel', 'randomness', 'tokens'},
 }
 BUILD = {'build': set(ALLOWED) - {''}, 'restore': set(ALLOWED) - {''} | {'build'}, 'processes': {'parallel'}}
 # A plan, part upon part: what a configuration runs, what that costs by its shapes, and compiled for other machines.
-BUILD['batches'] = {'build', 'denoiser'}
-BUILD['tasks'] = {'batches', 'build', 'denoiser', 'generation', 'parallel', 'tokenizer', 'training'}
+BUILD['batches'] = {'build', 'denoiser', 'navit'}
+BUILD['tasks'] = {'batches', 'build', 'denoiser', 'generation', 'navit', 'parallel', 'tokenizer', 'training'}
 BUILD['costs'] = {'parallel', 'planning', 'tasks'}
 BUILD['pods'] = {'build', 'costs', 'parallel', 'planning', 'tasks'}
 # Programs may import everything, `build`, `restore` and `processes` among it; but no other program.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from walt import build
 from walt.denoiser.conditions import Denoiser, abstract
+from walt.navit.navit import Navit
 
 # Sources whose clips are of one frame, which no key says.
 _IMAGES = {'image_folder'}
@@ -37,6 +38,14 @@ def latent_batch(denoiser: Denoiser, rows: int, stacks: int) -> dict[str, jax.Sh
         of_stack = {name: (stacks, *shape) for name, shape in (of_row | wide).items()}
         batch |= {f'images_{name}': leaf for name, leaf in abstract(of_stack, rows).items()}
     return batch
+
+
+def packed_batch(classifier: Navit, length: int, most: int, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Packed rows with labels, in shapes: of pixels where clips have three channels, else of latents."""
+    of_row = {'segment': (length,), 'place': (length, 3), 'size': (most, 3), 'label': (most,)}
+    batch = {name: jax.ShapeDtypeStruct((rows, *shape), jnp.int32) for name, shape in of_row.items()}
+    dtype = jnp.uint8 if classifier.channels == 3 else jnp.float32
+    return batch | {'tokens': jax.ShapeDtypeStruct((rows, length, classifier.token_width), dtype)}
 
 
 def clip_shape(section: Mapping[str, Any]) -> tuple[int, int, int, int]:

@@ -34,6 +34,7 @@ from walt.diffusion.packed_loss import PackedLoss
 from walt.diffusion.schedules import ContinuousLinear, Cosine, DiscreteLinear, RectifiedFlow, Schedule
 from walt.diffusion.steppers import Ddim, DpmSolverPlusPlus2M, Heun, LearnedAncestral, ancestral
 from walt.features.perceptual import squeezenet_distance, vgg_distance
+from walt.navit.navit import Navit
 from walt.precision import compute_dtype
 from walt.text.encoder import TextEncoder
 from walt.text.minilm import MiniLm
@@ -89,6 +90,7 @@ STEPPERS = {
     'dpm_solver_pp_2m': DpmSolverPlusPlus2M,
 }
 GUIDANCE_SCALES = {'power_cosine': PowerCosine, 'interval': Interval}
+CLASSIFIERS = {'navit': Navit}
 OPTIMIZERS = {'adamw': adamw, 'adafactor': adafactor, 'muon': muon}
 
 _RUN_KEYS = {'seed', 'batch_size', 'steps', 'data', 'tokenizer', 'optimizer', 'ema_decay', 'dtype', 'mesh'}
@@ -96,6 +98,7 @@ _RUN_KEYS |= {'accumulation', 'non_finite', 'log_every', 'checkpoint_every', 'va
 TOKENIZER_KEYS = _RUN_KEYS | {'losses', 'perceptual', 'discriminator', 'start', 'latent_norm_batches'}
 DENOISER_KEYS = _RUN_KEYS - {'tokenizer'} | {'tokenizer_dir', 'cache_latents', 'text', 'denoiser', 'start'}
 DENOISER_KEYS |= {'schedule', 'loss', 'conditioning', 'sampler'}
+CLASSIFIER_KEYS = _RUN_KEYS - {'tokenizer'} | {'classifier', 'noising'}
 
 
 def config_flag(name: str = 'config'):
@@ -266,6 +269,16 @@ def other_sampler(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dic
     return kept | dict(changes)
 
 
+def noising(section: Mapping[str, Any]) -> Schedule | None:
+    """The schedule of the noise on what a classifier is trained on, or None."""
+    return construct('noising', section, {'none': lambda: None} | SCHEDULES)
+
+
+def classifier(config: Mapping[str, Any]) -> Navit:
+    given = {'timed': noising(config['noising']) is not None, 'dtype': compute_dtype(config['dtype'])}
+    return construct('classifier', config['classifier'], CLASSIFIERS, **given)
+
+
 def optimizer(section: Mapping[str, Any], steps: int):
     return construct('optimizer', section, OPTIMIZERS, steps=steps)
 
@@ -291,3 +304,17 @@ def abstract_null_text(module: Denoiser) -> NullText | None:
     if not shape:
         return None
     return NullText(jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:1], jnp.bool_))
+
+
+def init_classifier(module: Navit) -> Callable[[jax.Array], Any]:
+    """key -> variables."""
+    length, most = 128, 1  # Of rows that the kernels of all platforms take; parameters do not depend on it.
+
+    def init(key):
+        of_tokens = (jnp.zeros((1, length), jnp.int32), jnp.zeros((1, length, 3), jnp.int32))
+        times = jnp.zeros((1, most)) if module.timed else None
+        return module.init(
+            key, jnp.zeros((1, length, module.token_width)), *of_tokens, jnp.zeros((1, most, 3), jnp.int32), times
+        )
+
+    return init

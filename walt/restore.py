@@ -19,6 +19,7 @@ from walt.denoiser.packed import PackedDenoiser
 from walt.diffusion.loss import DenoisingLoss
 from walt.generation.packed_stage import PackedStage
 from walt.generation.stage import Stage, Weak
+from walt.navit.classifier import Classifier
 from walt.parallel.rules import replicated
 from walt.tokenizer.autoencoder import Tokenizer
 from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm, Pixels
@@ -169,6 +170,15 @@ def stage(
         **build.sampler(build.other_sampler(config['sampler'], sampling or {})),
     )
     return restored_stage, config, step
+
+
+def classifier(workdir: str, mesh: Mesh, step: int | None = None) -> tuple[Classifier, dict[str, Any], int]:
+    """The trained classifier in `workdir`: (averaged parameters, its configuration, step)."""
+    config = saved_config(workdir, step)
+    module = build.classifier(config)
+    items = {'params': abstract_params(build.init_classifier(module), mesh), 'measured': None}
+    restored, step = restore_ema(workdir, items, step)
+    return Classifier(module, restored['params']), config, step
 
 
 def packed_stage(

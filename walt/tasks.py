@@ -16,11 +16,13 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from walt import build
-from walt.batches import clip_shape, latent_batch, pixel_batch
+from walt.batches import clip_shape, latent_batch, packed_batch, pixel_batch
 from walt.denoiser.conditions import Denoiser, abstract, bound
 from walt.generation.stage import Stage
+from walt.navit.classifier import Classifier
 from walt.parallel.rules import batch_sharding, replicated
 from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
+from walt.training.classifier_step import make_classifier_step
 from walt.training.denoiser_step import make_denoiser_step
 from walt.training.state import State, abstract_params, create, step_jit
 from walt.training.tokenizer_step import create_tokenizer_state, make_tokenizer_step
@@ -43,7 +45,7 @@ class Task:
     """What there is to count, all of it abstract, and `new`, which makes some of it.
 
     Attributes:
-        kind: 'tokenizer' or 'denoiser'.
+        kind: 'tokenizer', 'denoiser' or 'classifier'.
         sizes: entries of the plan that come from the configuration alone.
         new: key -> (state, layout), on the devices of the mesh.
         state, layout: of training, and how it lies on the mesh.
@@ -99,6 +101,9 @@ def task(
         if tokenizer_config is not None:
             raise ValueError('a tokenizer configuration beside that of a denoiser only: this one is of a tokenizer')
         return _tokenizer_task(config, mesh, rows, clips)
+    if 'classifier' in config:
+        build.check_keys(config, build.CLASSIFIER_KEYS)
+        return _classifier_task(config, mesh, rows, clips)
     build.check_keys(config, build.DENOISER_KEYS)
     return _denoiser_task(config, mesh, rows, clips, tokenizer_config)
 
@@ -230,6 +235,41 @@ def _denoiser_task(
         batch=batch,
         phases=phases,
         notes=notes,
+    )
+
+
+def _classifier_task(config: Mapping[str, Any], mesh: AbstractMesh | Mesh, rows: int, clips: int) -> Task:
+    """Rows are packed rows; a phase works on `clips` of them too."""
+    module, schedule = build.classifier(config), build.noising(config['noising'])
+    optimizer = build.optimizer(config['optimizer'], config['steps'])
+    length, most = config['data']['length'], config['data']['most']
+
+    def new(key):
+        return create(build.init_classifier(module), optimizer, mesh, key, ema_decay=config['ema_decay'])
+
+    state, layout = _abstract(new)
+
+    def forward(params, rows):
+        return Classifier(module, params).logits(rows)
+
+    return Task(
+        kind='classifier',
+        sizes={'tokens': length, 'clips': most},
+        new=new,
+        state=state,
+        layout=layout,
+        step=make_classifier_step(module, schedule, optimizer, config['ema_decay'], config['accumulation']),
+        frozen=None,
+        frozen_layout=None,
+        batch=packed_batch(module, length, most, rows),
+        phases={
+            'forward': Phase(
+                forward,
+                (state.params, packed_batch(module, length, most, clips)),
+                (layout.params, batch_sharding(mesh)),
+            )
+        },
+        notes=['clips, batch_size and rows are packed rows; `clips` is how many a row may hold'],
     )
 
 

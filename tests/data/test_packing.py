@@ -106,6 +106,11 @@ def test_what_is_dropped_of_a_clip_is_another_draw_for_each():
     assert len(set(places)) == len(places)
 
 
+def test_no_token_is_dropped_for_validation():
+    rows = packed(Boxes(), dropping=Constant(0.5), split='validation')
+    assert all(len(clip['place']) == clip['size'].prod() for clip in clips_of(rows, 5))
+
+
 def test_large_clips_are_not_left_out_more_than_small_ones():
     """Of the stream's first thousand clips, those in the first rows are of the sizes that the stream has."""
     rows = packed(digits(), length=64, resolution=TruncatedNormal(12, 32), dropping=Beta(0.3, 0.8))

@@ -49,7 +49,7 @@ class Packed:
         length: tokens of a row, L.
         most: clips of a row at most, E.
         resolution: side lengths.
-        dropping: of tokens.
+        dropping: of tokens, in training; for validation all of them stay.
         keys: what of an element a row has besides.
         seed, split: of all draws.
         shuffle: whether every epoch has an order of its own.
@@ -127,7 +127,8 @@ class Packed:
         side_u_N, drop_u_N = stream_uniform(*stream, 'packing', number, 2 * count).reshape(2, count)
         grid_N3 = self._grids(side_u_N, self.source.sizes_N3[order_N])
         tokens_N = grid_N3.prod(1)
-        share_N = self.dropping(drop_u_N, tokens_N / self.length, number * count + np.arange(count))
+        dropping = self.dropping if self.split == 'train' else KEEP
+        share_N = dropping(drop_u_N, tokens_N / self.length, number * count + np.arange(count))
         return _Epoch(order_N, grid_N3, kept(share_N, tokens_N))
 
     def _clip(self, number: int) -> dict[str, Any]:

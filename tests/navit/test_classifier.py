@@ -1,0 +1,52 @@
+"""A trained classifier of noised clips, asked for log p(class | z_t, t)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from walt import build, tokens
+from walt.navit.classifier import Classifier, centred
+from walt.navit.navit import Navit
+
+
+def classifier(**fields):
+    module = Navit(classes=5, patch=(1, 2, 2), channels=4, extent=(3, 8, 8), width=16, depth=1, heads=2, **fields)
+    shapes = nn.unbox(jax.eval_shape(build.init_classifier(module), jax.random.key(0))['params'])
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), jnp.float32), shapes)
+    return Classifier(module, params)
+
+
+Z = np.random.default_rng(1).normal(size=(3, 2, 4, 8, 4)).astype(np.float32)
+TIMES, COND = jnp.array([0.1, 0.5, 0.9]), {'label': jnp.array([4, 0, 2])}
+
+
+def test_log_prob_is_that_of_the_clip_in_a_packed_row():
+    of_noised = classifier(timed=True)
+    log_B = of_noised.log_prob(Z, TIMES, COND)
+    row = tokens.pack([tokens.from_clip(z, (1, 2, 2)) for z in Z], 64, 4)
+    rows = {name: value[None] for name, value in row.items()}
+    log_BEC = jax.nn.log_softmax(of_noised.logits(rows, jnp.pad(TIMES, (0, 1))[None]))
+    np.testing.assert_allclose(log_B, log_BEC[0, jnp.arange(3), COND['label']], atol=1e-5)
+
+
+def test_its_gradient_is_there_for_every_latent_and_stays_within_the_clip():
+    gradient = jax.grad(lambda z: classifier(timed=True).log_prob(z, TIMES, COND)[1])(jnp.asarray(Z))
+    assert (gradient[1] != 0).all() and not gradient[0].any() and not gradient[2].any()
+
+
+def test_it_depends_on_the_time():
+    before, after = (classifier(timed=True).log_prob(Z, t_B, COND) for t_B in (TIMES, TIMES.at[0].set(0.8)))
+    assert abs(before[0] - after[0]) > 1e-3 and (before[1:] == after[1:]).all()
+
+
+def test_a_classifier_of_clean_clips_does_not_guide():
+    with pytest.raises(ValueError, match='train one with `noising`'):
+        classifier().log_prob(Z, TIMES, COND)
+
+
+def test_pixels_are_centred_and_latents_left_as_they_are():
+    np.testing.assert_allclose(centred(jnp.array([0, 255], jnp.uint8)), [-1, 1])
+    np.testing.assert_array_equal(centred(jnp.array([0.5, 3.0])), [0.5, 3.0])
