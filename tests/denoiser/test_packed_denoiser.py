@@ -51,11 +51,9 @@ def call(module, params, batch):
     return module.apply({'params': params}, batch['tokens'], at_BL, cond)
 
 
-@functools.cache
-def network(kind, **fields):
-    from conftest import random_parameters  # the fixture, which a cached function cannot ask for
-
-    module = PackedDenoiser(**SIZES | LAYERS[kind] | fields)
+def built(kind, random_parameters):
+    """`module`, `params`, and `run`, which takes clips."""
+    module = PackedDenoiser(**SIZES | LAYERS[kind])
     cond = {name: jnp.zeros((1, *shape), jnp.int32) for name, shape in module.conditions.items() if name != 'estimate'}
     if module.self_condition:
         cond['estimate'] = jnp.zeros((1, *module.latent_shape))
@@ -84,8 +82,14 @@ def network(kind, **fields):
     return SimpleNamespace(module=module, params=params, run=run)
 
 
+@pytest.fixture(scope='module')
+def network(random_parameters):
+    """kind -> what `built` returns."""
+    return functools.cache(lambda kind: built(kind, random_parameters))
+
+
 @pytest.mark.parametrize('kind', LAYERS)
-def test_a_clip_in_a_row_is_the_clip_alone_in_values_and_gradients(kind):
+def test_a_clip_in_a_row_is_the_clip_alone_in_values_and_gradients(kind, network):
     """Neighbours have other times and labels. Gradients of the parameters add up."""
     net, some = network(kind), clips()
     together, alone = net.run(some), [net.run([clip]) for clip in some]
@@ -102,7 +106,7 @@ def test_a_clip_in_a_row_is_the_clip_alone_in_values_and_gradients(kind):
     )
 
 
-def test_a_clip_is_independent_of_its_neighbours_and_of_the_order_in_the_row():
+def test_a_clip_is_independent_of_its_neighbours_and_of_the_order_in_the_row(network):
     net, some = network('walt'), clips()
     before = net.run(some).predictions
     turned = net.run(some[::-1]).predictions[::-1]
@@ -112,7 +116,7 @@ def test_a_clip_is_independent_of_its_neighbours_and_of_the_order_in_the_row():
     np.testing.assert_allclose(net.run([others[0], some[0]]).predictions[1], before[0], rtol=1e-5, atol=1e-5)
 
 
-def test_a_clip_has_its_own_time_and_its_own_label():
+def test_a_clip_has_its_own_time_and_its_own_label(network):
     """Or the invariants would hold of a network that looks at neither."""
     net, some = network('walt'), clips()
     before = net.run(some).predictions
@@ -123,7 +127,7 @@ def test_a_clip_has_its_own_time_and_its_own_label():
 
 
 @pytest.mark.parametrize('kind', LAYERS)
-def test_what_stands_in_padding_changes_nothing(kind):
+def test_what_stands_in_padding_changes_nothing(kind, network):
     net, batch = network(kind), packed(clips())
     padding = batch['segment'] == 0
     filled = batch | {
@@ -136,7 +140,7 @@ def test_what_stands_in_padding_changes_nothing(kind):
     np.testing.assert_array_equal(a, b)
 
 
-def test_tokens_that_were_dropped_leave_the_others_in_their_windows():
+def test_tokens_that_were_dropped_leave_the_others_in_their_windows(network):
     """Places and sizes are those of the whole clip: what stays is told apart from a smaller clip."""
     net, (clip, *_) = network('walt'), clips()
     stay = np.array([0, 1, 5, 6, 7, 14, 15, 20, 29])
