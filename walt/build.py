@@ -32,7 +32,7 @@ from walt.diffusion.guidance import Interval, PowerCosine
 from walt.diffusion.loss import DenoisingLoss
 from walt.diffusion.packed_loss import PackedLoss
 from walt.diffusion.schedules import ContinuousLinear, Cosine, DiscreteLinear, RectifiedFlow, Schedule
-from walt.diffusion.steppers import Ddim, DpmSolverPlusPlus2M, Heun, ancestral
+from walt.diffusion.steppers import Ddim, DpmSolverPlusPlus2M, Heun, LearnedAncestral, ancestral
 from walt.features.perceptual import squeezenet_distance, vgg_distance
 from walt.navit.navit import Navit
 from walt.precision import compute_dtype
@@ -82,7 +82,13 @@ SCHEDULES = {
     'rectified_flow': RectifiedFlow,
 }
 LOSSES = {'denoising': DenoisingLoss, 'packed': PackedLoss}
-STEPPERS = {'ddim': Ddim, 'ancestral': ancestral, 'heun': Heun, 'dpm_solver_pp_2m': DpmSolverPlusPlus2M}
+STEPPERS = {
+    'ddim': Ddim,
+    'ancestral': ancestral,
+    'learned_ancestral': LearnedAncestral,
+    'heun': Heun,
+    'dpm_solver_pp_2m': DpmSolverPlusPlus2M,
+}
 GUIDANCE_SCALES = {'power_cosine': PowerCosine, 'interval': Interval}
 CLASSIFIERS = {'navit': Navit}
 OPTIMIZERS = {'adamw': adamw, 'adafactor': adafactor, 'muon': muon}
@@ -221,7 +227,8 @@ def conditioning(section: Mapping[str, Any], schedule: Schedule) -> Conditioning
 
 
 # Keys of the section `sampler` that are fields of `Stage`; the others are the stepper's.
-_STAGE_KEYS = {'steps', 'guidance', 'rescale', 'frames_guidance', 'weak_guidance', 'frames_noise', 'low_noise'}
+_STAGE_KEYS = {'steps', 'last_time', 'guidance', 'guidance_channels', 'rescale', 'frames_guidance', 'weak_guidance'}
+_STAGE_KEYS |= {'frames_noise', 'low_noise'}
 
 
 def sampler(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,10 +254,10 @@ def packed_sampler(section: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: on a key that means something for other stages only.
     """
     fields = sampler(section)
-    unused = sorted(set(fields) - {'stepper', 'steps', 'guidance'})
+    unused = sorted(set(fields) - {'stepper', 'steps', 'last_time', 'guidance'})
     if unused:
         raise ValueError(
-            f"a sampler of packed rows has 'name', 'steps', 'guidance' and the stepper's keys, not {unused}"
+            f"a sampler of packed rows has 'steps', 'last_time', 'guidance' and the stepper's keys, not {unused}"
         )
     return fields
 

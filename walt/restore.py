@@ -18,18 +18,15 @@ from walt.denoiser.conditions import Denoiser
 from walt.denoiser.packed import PackedDenoiser
 from walt.diffusion.loss import DenoisingLoss
 from walt.evaluation.judge import PackedJudge
-from walt.generation.packed import PackedStage
+from walt.generation.packed_stage import PackedStage
 from walt.generation.stage import Stage, Weak
 from walt.navit.classifier import Classifier
 from walt.parallel.rules import replicated
 from walt.tokenizer.autoencoder import Tokenizer
-from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm, Pixels
+from walt.tokenizer.frozen import NO_TOKENIZER, FrozenTokenizer, LatentNorm, Pixels
 from walt.tokenizer.inflation import inflate
 from walt.training.checkpoints import restore_ema, saved_config
 from walt.training.state import abstract_params, ema_decays
-
-NO_TOKENIZER = 'none'
-"""The `tokenizer_dir` of a denoiser of pixels."""
 
 
 def own_tokenizer(workdir: str) -> str:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from walt import build, restore
 from walt.data.contact_sheet import contact_sheet, tile
 from walt.data.video_io import write_mp4, write_png
-from walt.generation.packed import Shape
+from walt.generation.packed_stage import Shape
 from walt.parallel.mesh import make_mesh
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run of packed rows.', required=True)

@@ -18,12 +18,14 @@ from jax.sharding import AbstractMesh, Mesh
 from walt import build
 from walt.batches import clip_shape, latent_batch, packed_batch, pixel_batch
 from walt.denoiser.conditions import Denoiser, abstract, bound
+from walt.generation.packed_stage import PackedStage
 from walt.generation.stage import Stage
 from walt.navit.classifier import Classifier
 from walt.parallel.rules import batch_sharding, replicated
-from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
+from walt.tokenizer.frozen import NO_TOKENIZER, FrozenTokenizer, LatentNorm, Pixels
 from walt.training.classifier_step import make_classifier_step
 from walt.training.denoiser_step import make_denoiser_step
+from walt.training.packed_step import make_packed_step
 from walt.training.state import State, abstract_params, create, step_jit
 from walt.training.tokenizer_step import create_tokenizer_state, make_tokenizer_step
 
@@ -105,6 +107,12 @@ def task(
         build.check_keys(config, build.CLASSIFIER_KEYS)
         return _classifier_task(config, mesh, rows, clips)
     build.check_keys(config, build.DENOISER_KEYS)
+    if config['data'].get('name') == 'packed':
+        if tokenizer_config is not None:
+            raise ValueError(
+                'packed rows are of pixels or of latents on disk: no step encodes, so no tokenizer is counted'
+            )
+        return _packed_task(config, mesh, rows, clips)
     return _denoiser_task(config, mesh, rows, clips, tokenizer_config)
 
 
@@ -235,6 +243,60 @@ def _denoiser_task(
         batch=batch,
         phases=phases,
         notes=notes,
+    )
+
+
+def _packed_task(config: Mapping[str, Any], mesh: AbstractMesh | Mesh, rows: int, clips: int) -> Task:
+    """Of a denoiser of packed rows; a phase works on `clips` of them too."""
+    denoiser = build.denoiser(config['denoiser'], config['dtype'])
+    denoiser.check_shards(mesh.shape['context'])
+    schedule = build.schedule(config['schedule'])
+    loss, conditioning = build.loss(config['loss'], schedule), build.conditioning(config['conditioning'], schedule)
+    optimizer = build.optimizer(config['optimizer'], config['steps'])
+
+    def new(key):
+        return create(build.init_denoiser(denoiser), optimizer, mesh, key, ema_decay=config['ema_decay'])
+
+    state, layout = _abstract(new)
+    stage = PackedStage(
+        denoiser=denoiser,
+        params=None,
+        frozen=Pixels(),
+        schedule=schedule,
+        parametrisation=loss.parametrisation,
+        self_conditioning=loss.self_conditioning > 0,
+        mesh=mesh,
+        **build.packed_sampler(config['sampler']),
+    )
+
+    def forward(params, rows):
+        cond = {name: rows[name] for name in denoiser.conditions if name != 'estimate'}
+        return bound(denoiser, params)(
+            rows['tokens'], jnp.zeros(len(rows['tokens'])), cond | {'estimate': rows['tokens']}
+        )
+
+    def batch(count: int, dtype):
+        return stage.abstract_rows(count) | {'tokens': jax.ShapeDtypeStruct((count, *denoiser.latent_shape), dtype)}
+
+    pixels, by_rows = config['tokenizer_dir'] == NO_TOKENIZER, batch_sharding(mesh)
+    key, whole = abstract_key(), replicated(mesh)
+    return Task(
+        kind='denoiser',
+        sizes={'tokens': denoiser.length, 'clips': denoiser.most},
+        new=new,
+        state=state,
+        layout=layout,
+        step=make_packed_step(denoiser, loss, optimizer, config['ema_decay'], conditioning, config['accumulation']),
+        frozen=Pixels() if pixels else None,
+        frozen_layout=Pixels() if pixels else None,
+        batch=batch(rows, jnp.uint8 if pixels else jnp.float32),
+        phases={
+            'forward': Phase(forward, (state.params, batch(clips, jnp.float32)), (layout.params, by_rows)),
+            'sample': Phase(
+                stage.sample_latents, (state.params, stage.abstract_rows(clips), key), (layout.params, by_rows, whole)
+            ),
+        },
+        notes=['clips, batch_size and rows are packed rows; `sample` ends at tokens'],
     )
 
 

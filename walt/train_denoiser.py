@@ -32,7 +32,7 @@ from walt.parallel.shard import put_batch
 from walt.processes import processes_flags
 from walt.randomness import stream
 from walt.text.encoder import TextEncoder
-from walt.tokenizer.frozen import FrozenTokenizer, Pixels
+from walt.tokenizer.frozen import NO_TOKENIZER, FrozenTokenizer, Pixels
 from walt.training.checkpoints import claim_workdir, latest_step, save_ema
 from walt.training.conditions import to_latents
 from walt.training.denoiser_step import make_denoiser_step, make_validation_loss
@@ -141,7 +141,7 @@ def find_tokenizer(tokenizer_dir: str, workdir: str, mesh: Mesh) -> tuple[Frozen
 
     A `tokenizer_dir` of 'none' is a denoiser of pixels.
     """
-    if tokenizer_dir == restore.NO_TOKENIZER:
+    if tokenizer_dir == NO_TOKENIZER:
         return Pixels(), lambda: None
     own = restore.own_tokenizer(workdir)
     if latest_step(own) is not None:

@@ -13,8 +13,8 @@ modulation, which here is its clip's. What a token sees are the tokens of its ow
     DiT       ((0, 0, 0),)                the whole clip
 
 A clip is noised, and its prediction made, as if nothing else was in the row. The parameters are those of the dense
-networks: a row that one clip fills is `Walt` with `rope`, or `Dit` where nothing is said of variances, if what is said
-of positions at the input is the same. There is no bias by offset, since windows have no size of their own: attention
+networks: a row that one clip fills is `Walt` with `rope`, or `Dit`, if what is said of positions at the input is the
+same. There is no bias by offset, since windows have no size of their own: attention
 sees places by rotation (`rope`), or not at all.
 """
 
@@ -37,8 +37,8 @@ _NAMES = {1: ('global',), 2: ('spatial', 'spatiotemporal')}
 
 
 class PackedDenoiser(nn.Module):
-    """Called as `Denoise`: (z_BLC, t, cond) -> prediction_BLC, float32. The tokens are patches (1, patch, patch) of
-    latents; `t` is (B, L), that of a token's clip, or (B,) where a row has one.
+    """Called as `Denoise`: (z_BLC, t, cond) -> prediction_BLC, float32, or twice as many numbers with variances. Tokens
+    are patches (1, patch, patch) of latents; `t` is (B, L), that of a token's clip, or (B,) where a row has one.
 
     `cond` has exactly the entries of `conditions`: `segment`, `place` and `size` of `walt.tokens`, and by clip the
     `label`, (B, E), if there are classes. What comes out at padding has no meaning.
@@ -48,6 +48,8 @@ class PackedDenoiser(nn.Module):
         most: E, clips of a row at most.
         channels: of the latents.
         classes: number of classes, without the null class; 0 for a model without labels.
+        learn_variance: the prediction of a token has as many numbers again, which say where its variance lies
+            (`walt.diffusion.variance`).
         self_condition: whether it is given its own `estimate`, beside z_t.
         layers: the windows of the layers of a block, in tokens (t, h, w), 0 being all of the clip; one or two.
         width: D.
@@ -74,6 +76,7 @@ class PackedDenoiser(nn.Module):
     channels: int
     extent: Triple
     classes: int = 0
+    learn_variance: bool = False
     self_condition: bool = True
     layers: tuple[Triple, ...] = ((1, 0, 0), (0, 8, 8))
     width: int = 1024
@@ -178,8 +181,10 @@ class PackedDenoiser(nn.Module):
 
         shared = None if self.separate_adaln else Modulation(dtype=self.dtype, name='modulation')(c_BED)
         x_BL11D, _ = self._blocks()(x_BL11D, Context(c_BED, shared, packed=packed))
-        z_BLhwC = Head(self.channels, self.patch, self.dtype, name='head')(x_BL11D, c_BED, packed)
-        return z_BLhwC.reshape(z_BLC.shape)
+        parts = 2 if self.learn_variance else 1
+        z_BLhwC = Head(parts * self.channels, self.patch, self.dtype, name='head')(x_BL11D, c_BED, packed)
+        parts_BLhwC = jnp.split(z_BLhwC, parts, axis=-1)
+        return jnp.concatenate([part.reshape(z_BLC.shape) for part in parts_BLhwC], axis=-1)
 
     def _embedded(self, z_BLC, cond):
         """Tokens with the estimate beside z_t in every latent of the patch, as the dense network has them."""

@@ -67,6 +67,10 @@ class FrozenTokenizer:
         return _one_by_one(self.decode, z)
 
 
+NO_TOKENIZER = 'none'
+"""The `tokenizer_dir` of a denoiser of pixels."""
+
+
 @struct.dataclass
 class Pixels:
     """In the place of a tokenizer where there is none: the latents are the pixels themselves, in [-1, 1]."""

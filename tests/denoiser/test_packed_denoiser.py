@@ -51,11 +51,9 @@ def call(module, params, batch):
     return module.apply({'params': params}, batch['tokens'], at_BL, cond)
 
 
-@functools.cache
-def network(kind, **fields):
-    from conftest import random_parameters  # the fixture, which a cached function cannot ask for
-
-    module = PackedDenoiser(**SIZES | LAYERS[kind] | fields)
+def built(kind, random_parameters):
+    """`module`, `params`, and `run`, which takes clips."""
+    module = PackedDenoiser(**SIZES | LAYERS[kind])
     cond = {name: jnp.zeros((1, *shape), jnp.int32) for name, shape in module.conditions.items() if name != 'estimate'}
     if module.self_condition:
         cond['estimate'] = jnp.zeros((1, *module.latent_shape))
@@ -84,8 +82,14 @@ def network(kind, **fields):
     return SimpleNamespace(module=module, params=params, run=run)
 
 
+@pytest.fixture(scope='module')
+def network(random_parameters):
+    """kind -> what `built` returns."""
+    return functools.cache(lambda kind: built(kind, random_parameters))
+
+
 @pytest.mark.parametrize('kind', LAYERS)
-def test_a_clip_in_a_row_is_the_clip_alone_in_values_and_gradients(kind):
+def test_a_clip_in_a_row_is_the_clip_alone_in_values_and_gradients(kind, network):
     """Neighbours have other times and labels. Gradients of the parameters add up."""
     net, some = network(kind), clips()
     together, alone = net.run(some), [net.run([clip]) for clip in some]
@@ -102,7 +106,7 @@ def test_a_clip_in_a_row_is_the_clip_alone_in_values_and_gradients(kind):
     )
 
 
-def test_a_clip_is_independent_of_its_neighbours_and_of_the_order_in_the_row():
+def test_a_clip_is_independent_of_its_neighbours_and_of_the_order_in_the_row(network):
     net, some = network('walt'), clips()
     before = net.run(some).predictions
     turned = net.run(some[::-1]).predictions[::-1]
@@ -112,7 +116,7 @@ def test_a_clip_is_independent_of_its_neighbours_and_of_the_order_in_the_row():
     np.testing.assert_allclose(net.run([others[0], some[0]]).predictions[1], before[0], rtol=1e-5, atol=1e-5)
 
 
-def test_a_clip_has_its_own_time_and_its_own_label():
+def test_a_clip_has_its_own_time_and_its_own_label(network):
     """Or the invariants would hold of a network that looks at neither."""
     net, some = network('walt'), clips()
     before = net.run(some).predictions
@@ -123,7 +127,7 @@ def test_a_clip_has_its_own_time_and_its_own_label():
 
 
 @pytest.mark.parametrize('kind', LAYERS)
-def test_what_stands_in_padding_changes_nothing(kind):
+def test_what_stands_in_padding_changes_nothing(kind, network):
     net, batch = network(kind), packed(clips())
     padding = batch['segment'] == 0
     filled = batch | {
@@ -136,7 +140,7 @@ def test_what_stands_in_padding_changes_nothing(kind):
     np.testing.assert_array_equal(a, b)
 
 
-def test_tokens_that_were_dropped_leave_the_others_in_their_windows():
+def test_tokens_that_were_dropped_leave_the_others_in_their_windows(network):
     """Places and sizes are those of the whole clip: what stays is told apart from a smaller clip."""
     net, (clip, *_) = network('walt'), clips()
     stay = np.array([0, 1, 5, 6, 7, 14, 15, 20, 29])
@@ -175,11 +179,16 @@ def test_a_row_that_one_clip_fills_is_walt(patch, random_inputs, random_paramete
     check_dense(module, params | {'position': {'curves': curves}}, dense, params, z, t_B, cond)
 
 
-def test_a_row_that_one_picture_fills_is_dit(random_inputs, random_parameters):
-    dense = Dit((1, 8, 12, 3), classes=5, learn_variance=False, width=16, depth=2, heads=2, patch=2)
+@pytest.mark.parametrize('learn_variance', [True, False])
+def test_a_row_that_one_picture_fills_is_dit(learn_variance, random_inputs, random_parameters):
+    dense = Dit((1, 8, 12, 3), classes=5, learn_variance=learn_variance, width=16, depth=2, heads=2, patch=2)
     z, t_B, cond = random_inputs(dense)
     params = random_parameters(dense, z, t_B, cond)
-    fields = SIZES | LAYERS['dit'] | dict(length=24, most=1, extent=dense.grid, depth=2, patch=2)
+    fields = (
+        SIZES
+        | LAYERS['dit']
+        | dict(length=24, most=1, extent=dense.grid, depth=2, patch=2, learn_variance=learn_variance)
+    )
     check_dense(PackedDenoiser(**fields), params, dense, params, z, t_B, cond)
 
 
@@ -200,7 +209,11 @@ def check_dense(module, params, dense, dense_params, z, t_B, cond):
     )
     expected = jax.jit(dense.apply)({'params': dense_params}, z, t_B, cond)
     got_BLC = jax.jit(module.apply)({'params': params}, jnp.asarray(packed['tokens']), t_B, given)
-    got = [tokens.to_clip(clip | {'tokens': np.asarray(y)}, module.tile) for clip, y in zip(rows['z'], got_BLC)]
+    got = [
+        np.concatenate([tokens.to_clip(clip | {'tokens': part}, module.tile) for part in parts], axis=-1)
+        for clip, y in zip(rows['z'], np.asarray(got_BLC))
+        for parts in [np.split(y, y.shape[-1] // module.latent_shape[-1], axis=-1)]
+    ]
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(np.stack(got), expected, rtol=1e-5, atol=1e-5)
 

@@ -50,6 +50,7 @@ class PackedStage:
         schedule, parametrisation, self_conditioning: as in training.
         stepper, steps, guidance: the sampler; guidance 1 is none.
         mesh: the devices that share the rows.
+        last_time: of the last pass, as `walt.diffusion.sampler.sample` takes it.
     """
 
     denoiser: PackedDenoiser
@@ -62,6 +63,7 @@ class PackedStage:
     steps: int
     guidance: Scale
     mesh: Mesh
+    last_time: float | None = None
 
     def grid(self, shape: Shape) -> Shape:
         """A clip in pixels -> its grid in tokens.
@@ -141,7 +143,7 @@ class PackedStage:
         def denoise(z_XC, t_X, cond):
             """Of X = B L tokens, or twice as many under guidance, which are rows to the network."""
             of_rows = cond | {'estimate': cond['estimate'].reshape(-1, length, channels)}
-            return network(z_XC.reshape(-1, length, channels), t_X.reshape(-1, length), of_rows).reshape(z_XC.shape)
+            return network(z_XC.reshape(-1, length, channels), t_X.reshape(-1, length), of_rows).reshape(len(z_XC), -1)
 
         null = functools.partial(without, parts=('label',), classes=denoiser.classes)
         noise = token_noise(key_BL, rows['segment'], channels)
@@ -155,6 +157,7 @@ class PackedStage:
             key_B=key_BL.reshape(-1),
             self_conditioning=self.self_conditioning,
             parametrisation=self.parametrisation,
+            last_time=self.last_time,
         )
         return jnp.where(rows['segment'][..., None] > 0, z_XC.reshape(noise.shape), 0)
 
