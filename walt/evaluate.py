@@ -31,9 +31,10 @@ from walt.evaluation.quality import psnr, ssim
 from walt.evaluation.retrieval import embed, ranks, retrieval
 from walt.features.perceptual import PerceptualDistance
 from walt.generation.cascade import Cascade, border_jump
+from walt.generation.packed_stage import PackedStage, read_shape
 from walt.generation.request import Request
 from walt.generation.stage import Stage
-from walt.parallel.mesh import make_mesh
+from walt.parallel.mesh import batch_shards, make_mesh
 from walt.randomness import stream
 from walt.tokenizer.bottleneck import code_counts, code_metrics
 from walt.tokenizer.frozen import FrozenTokenizer
@@ -45,6 +46,7 @@ OUT = flags.DEFINE_string('out', None, 'File to write; WORKDIR/evaluation.json b
 HELD_OUT = flags.DEFINE_integer('held_out', 200, 'Held-out clips, for reconstruction and for checking the judge.', 1)
 TRAINING = flags.DEFINE_integer('training', 4000, 'Real training clips that the judge is trained on.', 1)
 JUDGE = flags.DEFINE_string('judge', None, 'Folder of a classifier run that reads samples; by default an SVM is fit.')
+SHAPES = flags.DEFINE_list('shapes', None, 'FRAMESxHEIGHTxWIDTH of samples, of a denoiser of packed rows.')
 SAMPLES = flags.DEFINE_integer('samples', 20, 'Samples of each class.', 1)
 SEED = flags.DEFINE_integer('seed', 1, 'Seed of the samples.')
 BATCH_SIZE = flags.DEFINE_integer('batch_size', 20, 'Clips encoded or sampled together.', 1)
@@ -135,6 +137,20 @@ def measure_samples(
         'frames_by_time': (read_NT == labels[:, None]).mean(0).round(3).tolist(),
         'seconds': round(seconds, 1),
     }
+
+
+def measure_packed_samples(
+    stage: PackedStage, judge: PackedJudge, shapes: Sequence[str], samples: int, seed: int, rows: int
+) -> dict[str, dict[str, Any]]:
+    """What the judge reads in `samples` clips of every class, of every shape FRAMESxHEIGHTxWIDTH."""
+    labels = np.repeat(np.arange(stage.denoiser.classes), samples)
+    measured = {}
+    for shape in shapes:
+        clips = stage.clips([read_shape(shape)] * len(labels), labels.tolist(), seed, rows)
+        right_N = judge.read_clips(clips) == labels
+        by_class = [float(right_N[labels == k].mean()) for k in range(stage.denoiser.classes)]
+        measured[shape] = {'clips': float(right_N.mean()), 'clips_by_class': by_class}
+    return measured
 
 
 def sample_clips(stage: Stage, request: Request, seed: int, batch_size: int, frames: int | None = None) -> np.ndarray:
@@ -255,6 +271,8 @@ def evaluate(workdir: str) -> dict[str, Any]:
         measured = measure_classifier(judge, build.source(section, 'validation'), HELD_OUT.value)
         protocol = {'data': section, 'device': jax.devices()[0].device_kind, 'classifier': READ_AS}
         return {'step': step, 'classifier': measured, 'protocol': protocol}
+    if config['data']['name'] == 'packed':
+        return evaluate_packed(workdir, mesh)
     data = build.clips_section(config['data'])
     validation = build.source(data, 'validation')
     held_out = read_clips(validation, HELD_OUT.value)
@@ -298,6 +316,38 @@ def evaluate(workdir: str) -> dict[str, Any]:
         result['prediction'] = measure_prediction(stage, held_out, *rest, ROLLOUT.value)
         protocol['prediction'] = 'from the first frames of held-out clips; last frame of a chunk'
     return result | {'protocol': protocol}
+
+
+def evaluate_packed(workdir: str, mesh: Mesh) -> dict[str, Any]:
+    """Figures of a denoiser of packed rows, by the judge of `--judge`, at the shapes of `--shapes`."""
+    if not (JUDGE.value and SHAPES.value):
+        raise ValueError(
+            'samples of packed rows have any shape: name some with --shapes, and a classifier with --judge'
+        )
+    asked = {'name': SAMPLER.value, 'guidance': GUIDANCE.value, 'steps': STEPS.value}
+    sampling = {key: value for key, value in asked.items() if value is not None}
+    stage, config, step = restore.packed_stage(workdir, mesh, sampling=sampling)
+    judge, _, judge_step = restore.packed_judge(JUDGE.value, mesh)
+    if judge.classes != stage.denoiser.classes:
+        raise ValueError(f'the judge knows {judge.classes} classes, the denoiser {stage.denoiser.classes}')
+    section = build.clips_section(config['data'])
+    held_out = measure_classifier(judge, build.source(section, 'validation'), HELD_OUT.value)
+    shards = batch_shards(mesh)
+    rows = shards * -(-BATCH_SIZE.value // (shards * stage.denoiser.most))
+    rest = (SHAPES.value, SAMPLES.value, SEED.value, rows)
+    return {
+        'step': step,
+        'judge_on_held_out': held_out,
+        'samples': measure_packed_samples(stage, judge, *rest),
+        'protocol': {
+            'data': section,
+            'device': jax.devices()[0].device_kind,
+            'judge': f'NaViT of {JUDGE.value}, step {judge_step}; {READ_AS}',
+            'samples_of_each_class': SAMPLES.value,
+            'seed': SEED.value,
+            'sampler': build.other_sampler(config['sampler'], sampling),
+        },
+    }
 
 
 def main(_) -> None:

@@ -47,6 +47,15 @@ def test_a_classifier_of_clean_clips_does_not_guide():
         classifier().log_prob(Z, TIMES, COND)
 
 
+def test_clean_clips_are_read_at_time_0_and_nothing_is_known_of_the_null_class():
+    of_noised = classifier(timed=True)
+    at_0 = of_noised.log_prob(Z, jnp.zeros(3), COND)
+    np.testing.assert_array_equal(of_noised.log_prob_of_clean(Z, COND), at_0)
+    with_null = {'label': jnp.array([4, 5, 2])}
+    log_B, pull_back = jax.vjp(lambda z: of_noised.log_prob(z, TIMES, with_null), jnp.asarray(Z))
+    assert log_B[1] == 0 and not pull_back(jnp.ones(3))[0][1].any() and log_B[0] < 0
+
+
 def test_pixels_are_centred_and_latents_left_as_they_are():
     np.testing.assert_allclose(centred(jnp.array([0, 255], jnp.uint8)), [-1, 1])
     np.testing.assert_array_equal(centred(jnp.array([0.5, 3.0])), [0.5, 3.0])
