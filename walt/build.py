@@ -15,6 +15,8 @@ from ml_collections import config_flags
 
 from walt.data import dropping, resolution
 from walt.data.encoded import Encoded
+from walt.data.fitted import Fitted
+from walt.data.flipped import Flipped
 from walt.data.image_folder import ImageFolder
 from walt.data.joint import Joint
 from walt.data.mixed_digits import MixedDigits
@@ -55,7 +57,14 @@ SOURCES = {
     'mixed_digits': MixedDigits,
     'encoded': Encoded,
 }
-SOURCES_OF_SOURCES = {'joint': Joint, 'mosaic': Mosaic, 'pictures_and_clips': PicturesAndClips, 'packed': Packed}
+SOURCES_OF_SOURCES = {
+    'fitted': Fitted,
+    'flipped': Flipped,
+    'joint': Joint,
+    'mosaic': Mosaic,
+    'pictures_and_clips': PicturesAndClips,
+    'packed': Packed,
+}
 RESOLUTIONS = {
     'native': resolution.Native,
     'fixed': resolution.Fixed,
@@ -149,8 +158,8 @@ def source(section: Mapping[str, Any], split: str):
             for part, inner in section.items()
             if isinstance(inner, Mapping)
         }
-        packed = {'split': split} if section['name'] == 'packed' else {}
-        return construct('data', dict(section) | parts, SOURCES_OF_SOURCES, **packed)
+        drawing = {'split': split} if section['name'] in ('packed', 'fitted') else {}
+        return construct('data', dict(section) | parts, SOURCES_OF_SOURCES, **drawing)
     return construct('data', section, SOURCES, split=split)
 
 
@@ -169,7 +178,8 @@ def clips_section(section: Mapping[str, Any]) -> Mapping[str, Any]:
     """Of a section `data`, the one that names the clips themselves."""
     if section.get('name') not in SOURCES_OF_SOURCES:
         return section
-    return clips_section(section['source']) if section['name'] == 'packed' else section['clips']
+    inner = next(section[part] for part in ('source', 'pictures', 'clips') if part in section)
+    return clips_section(inner) if section['name'] in ('packed', 'fitted', 'pictures_and_clips') else inner
 
 
 def tokenizer(section: Mapping[str, Any], dtype: str) -> Tokenizer:

@@ -107,7 +107,7 @@ def task(
         build.check_keys(config, build.CLASSIFIER_KEYS)
         return _classifier_task(config, mesh, rows, clips)
     build.check_keys(config, build.DENOISER_KEYS)
-    if config['data'].get('name') == 'packed':
+    if config['denoiser'].get('name') == 'packed':
         if tokenizer_config is not None:
             raise ValueError(
                 'packed rows are of pixels or of latents on disk: no step encodes, so no tokenizer is counted'

@@ -219,7 +219,7 @@ def check_packed(denoiser: PackedDenoiser, frozen: FrozenTokenizer | Pixels, sou
         'length': (source.length, denoiser.length),
         'most': (source.most, denoiser.most),
         'numbers in a token': (there.shape[-1], denoiser.latent_shape[-1]),
-        'classes': (source.source.num_classes if denoiser.classes else 0, denoiser.classes),
+        'classes': (source.num_classes if denoiser.classes else 0, denoiser.classes),
     }
     changed = [
         f'{name}: {here} of the data, {own} of the denoiser' for name, (here, own) in pairs.items() if here != own

@@ -14,7 +14,7 @@ import numpy as np
 SPLITS = ('train', 'validation')
 
 # Streams besides that of an element, which is number 0.
-_STREAMS = {'order': 1, 'packing': 2, 'kept': 3}
+_STREAMS = {'order': 1, 'packing': 2, 'kept': 3, 'fitting': 4}
 
 
 def check_stream(seed: int, split: str) -> None:

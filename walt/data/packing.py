@@ -99,6 +99,10 @@ class Packed:
         object.__setattr__(self, 'plan', plan)
 
     @property
+    def num_classes(self) -> int:
+        return self.source.num_classes
+
+    @property
     def largest(self) -> tuple[int, int, int]:
         """(t, h, w) that no clip's grid exceeds, whatever is drawn."""
         sizes_N3 = np.float64(self.source.sizes_N3)
@@ -136,7 +140,7 @@ class Packed:
         epoch, place = divmod(number, len(self.source))
         order_N, grid_N3, kept_N = self._epoch(epoch)
         element, grid = self.source[int(order_N[place])], grid_N3[place]
-        clip = tokens.from_clip(_fitted(element, grid * np.array(self.patch)), self.patch)
+        clip = tokens.from_clip(fitted(element, grid * np.array(self.patch)), self.patch)
         if kept_N[place] < len(clip['tokens']):
             bits = stream_bits(self.seed, self.split, 'kept', number, len(clip['tokens']))
             stay = np.sort(np.argsort(bits)[: kept_N[place]])
@@ -144,7 +148,7 @@ class Packed:
         return clip | {key: element[key] for key in self.keys} | {'index': np.int32(number)}
 
 
-def _fitted(element: dict[str, Any], size: np.ndarray) -> np.ndarray:
+def fitted(element: dict[str, Any], size: np.ndarray) -> np.ndarray:
     """The clip of an element with `size`: (frames, height, width), of which there may be more frames."""
     frames, height, width = map(int, size)
     clip_THWC = element['z' if 'z' in element else 'video'][:frames]
