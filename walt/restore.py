@@ -17,6 +17,7 @@ from walt.denoiser.aspect import change_aspect
 from walt.denoiser.conditions import Denoiser
 from walt.denoiser.packed import PackedDenoiser
 from walt.diffusion.loss import DenoisingLoss
+from walt.evaluation.judge import PackedJudge
 from walt.generation.packed_stage import PackedStage
 from walt.generation.stage import Stage, Weak
 from walt.navit.classifier import Classifier
@@ -176,6 +177,23 @@ def classifier(workdir: str, mesh: Mesh, step: int | None = None) -> tuple[Class
     items = {'params': abstract_params(build.init_classifier(module), mesh), 'measured': None}
     restored, step = restore_ema(workdir, items, step)
     return Classifier(module, restored['params']), config, step
+
+
+def packed_judge(workdir: str, mesh: Mesh) -> tuple[PackedJudge, dict[str, Any], int]:
+    """The trained classifier in `workdir` as a judge of pictures: (judge, its configuration, step).
+
+    Raises:
+        ValueError: if it is no classifier of pixels, naming what it was trained on.
+    """
+    config = saved_config(workdir)
+    if 'classifier' not in config:
+        raise ValueError(f'{workdir} holds no classifier; its configuration has {sorted(config)}')
+    trained, config, step = classifier(workdir, mesh)
+    if trained.module.channels != 3:
+        raise ValueError(f'{workdir} reads clips of {trained.module.channels} channels; a judge reads pixels')
+    data = config['data']
+    sides = build.construct('resolution', data.get('resolution', {'name': 'native'}), build.RESOLUTIONS)
+    return PackedJudge(trained, sides, data['length'], data['most']), config, step
 
 
 def packed_stage(

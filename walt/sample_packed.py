@@ -21,7 +21,7 @@ from tqdm import tqdm
 from walt import build, restore
 from walt.data.contact_sheet import contact_sheet, tile
 from walt.data.video_io import write_mp4, write_png
-from walt.generation.packed_stage import Shape
+from walt.generation.packed_stage import read_shape
 from walt.parallel.mesh import make_mesh
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run of packed rows.', required=True)
@@ -38,14 +38,6 @@ DECAY = flags.DEFINE_float('decay', None, 'Which average of the parameters, of a
 ROWS = flags.DEFINE_integer('rows', 8, 'Rows sampled together.', lower_bound=1)
 FPS = flags.DEFINE_float('fps', 8, 'Frames a second of the files.')
 SCALE = flags.DEFINE_integer('scale', 4, 'Enlarges the pixels of an mp4 by this whole number.', lower_bound=1)
-
-
-def read_shape(text: str) -> Shape:
-    """'17x128x224' -> (17, 128, 224). Raises `ValueError` on another form."""
-    parts = text.split('x')
-    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
-        raise ValueError(f'a shape is FRAMESxHEIGHTxWIDTH, such as 17x128x224, not {text!r}')
-    return tuple(map(int, parts))
 
 
 def main(_) -> None:

@@ -40,6 +40,14 @@ Shape = tuple[int, int, int]
 _OPEN_ROWS = 64
 
 
+def read_shape(text: str) -> Shape:
+    """'17x128x224' -> (17, 128, 224). Raises `ValueError` on another form."""
+    parts = text.split('x')
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise ValueError(f'a shape is FRAMESxHEIGHTxWIDTH, such as 17x128x224, not {text!r}')
+    return tuple(map(int, parts))
+
+
 @dataclasses.dataclass(frozen=True)
 class PackedStage:
     """Samples clips of any size.
