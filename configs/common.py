@@ -52,3 +52,24 @@ def smoke_denoiser(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
             square = isinstance(data.size, int)
             data.size = data.size // shrink if square else tuple(side // shrink for side in data.size)
     return config
+
+
+def smoke_packed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """`smoke` for a denoiser of packed rows of the paper's size: narrow, on pixels of digits at mixed aspect ratios."""
+    smoke(config)
+    config.batch_size = 2
+    config.dtype = 'float32'
+    denoiser = config.denoiser
+    denoiser.length, denoiser.most, denoiser.channels, denoiser.patch, denoiser.classes = 128, 8, 3, 4, 10
+    denoiser.width, denoiser.heads, denoiser.depth = 32, 2, 2
+    denoiser.extent = (1, *denoiser.extent[1:])
+    config.data = dict(
+        name='packed',
+        source=dict(name='mixed_digits', pictures=64),
+        patch=(1, 4, 4),
+        length=128,
+        most=8,
+        resolution=dict(name='uniform', low=16.0, high=32.0),
+    )
+    config.tokenizer_dir = 'none'
+    return config

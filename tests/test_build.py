@@ -17,15 +17,18 @@ from walt import build
 from walt.batches import latent_batch
 from walt.data.moving_digits import MovingDigits
 from walt.data.video_io import write_mp4
+from walt.denoiser.conditions import text_shape
 from walt.denoiser.walt import Walt
 from walt.diffusion.guidance import Interval, PowerCosine
 from walt.diffusion.loss import DenoisingLoss
 from walt.diffusion.schedules import ContinuousLinear, Cosine, DiscreteLinear, RectifiedFlow
 from walt.diffusion.steppers import Ddim, DpmSolverPlusPlus2M, Heun
+from walt.generation.packed_stage import PackedStage
 from walt.generation.stage import Stage
 from walt.parallel.mesh import make_mesh
 from walt.tokenizer.autoencoder import Tokenizer
 from walt.training.denoiser_step import make_denoiser_step
+from walt.training.packed_step import make_packed_step
 from walt.training.state import create
 from walt.training.tokenizer_step import create_tokenizer_state, make_tokenizer_step
 
@@ -48,7 +51,7 @@ def roots(tmp_path_factory):
     for folder in (videos, images):
         captions = {path.name: f'this is {path.stem}' for path in folder.iterdir()}
         (folder / 'captions.json').write_text(json.dumps(captions))
-    return {'video_folder': str(videos), 'image_folder': str(images)}
+    return {'video_folder': str(videos)} | dict.fromkeys(('image_folder', 'whole_images'), str(images))
 
 
 def with_roots(section: dict, roots: dict) -> dict:
@@ -76,6 +79,8 @@ DENOISERS = {
     'walt_t2v_base_9x16': 3094.7,
     'walt_t2v_sr1': 1296.5,
     'walt_t2v_sr2': 418.7,
+    'dit_imagenet_b4': 130.4,
+    'dit_imagenet_xl2': 674.8,
 }
 
 
@@ -85,7 +90,7 @@ def millions(tree) -> float:
 
 # Of these, the smoke mode takes the step of another one's.
 ALIKE = {'tokenizer_imagenet', 'tokenizer_k600', 'tokenizer_ucf101', 'walt_k600_l', 'walt_ucf101_xl'}
-ALIKE |= {'walt_t2v_base', 'walt_t2v_base_9x16', 'walt_t2v_sr2'}
+ALIKE |= {'walt_t2v_base', 'walt_t2v_base_9x16', 'walt_t2v_sr2', 'dit_imagenet_b4'}
 ALIKE |= {name for name in CONFIGS if name.startswith(('digits_', 'emoji_'))}
 MODES = [(name, '', []) for name in CONFIGS]
 MODES += [(name, 'smoke', [pytest.mark.slow] if name in ALIKE else []) for name in CONFIGS]
@@ -99,7 +104,8 @@ def test_every_config_builds_its_objects_and_its_smoke_mode_takes_a_step_in_shap
     config['data'] = with_roots(config['data'], roots)
     source, held_out = (build.source(config['data'], split) for split in ('train', 'validation'))
     assert min(len(source), len(held_out)) >= (1 if brought else config['batch_size'])
-    video_shape = source[0]['video'].shape
+    packed = config.get('denoiser', {}).get('name') == 'packed'
+    video_shape = None if packed else source[0]['video'].shape
     optimizer = build.optimizer(config['optimizer'], config['steps'])
     if 'tokenizer' in config:
         build.check_keys(config, build.TOKENIZER_KEYS)
@@ -117,14 +123,15 @@ def test_every_config_builds_its_objects_and_its_smoke_mode_takes_a_step_in_shap
         build.check_keys(config, build.DENOISER_KEYS)
         denoiser = build.denoiser(config['denoiser'], config['dtype'])
         assert brought or denoiser.classes in (0, source.num_classes)
-        schedule, sampler = build.schedule(config['schedule']), build.sampler(config['sampler'])
+        of_sampler = build.packed_sampler if packed else build.sampler
+        schedule, sampler = build.schedule(config['schedule']), of_sampler(config['sampler'])
         loss, conditioning = build.loss(config['loss'], schedule), build.conditioning(config['conditioning'], schedule)
-        batch = latent_batch(denoiser, config['batch_size'], config['data'].get('stacks', 1))
-        whole_step = make_denoiser_step(denoiser, loss, optimizer, config['ema_decay'], conditioning)
+        make_step = make_packed_step if packed else make_denoiser_step
+        whole_step = make_step(denoiser, loss, optimizer, config['ema_decay'], conditioning)
         null_text = build.abstract_null_text(denoiser)
-        if mode == 'smoke' and denoiser.text_shape:
+        if mode == 'smoke' and text_shape(denoiser):
             encoder = build.text_encoder(config['text'])
-            assert (encoder.length, encoder.width) == tuple(denoiser.text_shape)
+            assert (encoder.length, encoder.width) == text_shape(denoiser)
             assert 'caption' in binary('train_denoiser').batch_keys(denoiser, source)
 
         def new(key):
@@ -135,10 +142,19 @@ def test_every_config_builds_its_objects_and_its_smoke_mode_takes_a_step_in_shap
         def step(state, batch, key):
             return whole_step(state, None, batch, key)
 
+        rest = {'parametrisation': loss.parametrisation, 'self_conditioning': loss.self_conditioning > 0}
+        of_stage = PackedStage if packed else Stage
+        stage = of_stage(denoiser, None, None, schedule, mesh=make_mesh(), **rest, **sampler)
+        batch = latent_batch(denoiser, config['batch_size'], config['data'].get('stacks', 1)) if not packed else None
+        if packed:
+            tokens = jax.ShapeDtypeStruct((config['batch_size'], *denoiser.latent_shape), jnp.float32)
+            batch = stage.abstract_rows(config['batch_size']) | {'tokens': tokens}
+
         def sample(params):
-            rest = {'parametrisation': loss.parametrisation, 'self_conditioning': True, 'mesh': make_mesh()}
-            stage = Stage(denoiser, None, None, schedule=schedule, **rest, **sampler)
-            return jax.eval_shape(stage.sample_latents, params, null_text, stage.abstract_rows(2))
+            rows = stage.abstract_rows(2)
+            if packed:
+                return jax.eval_shape(stage.sample_latents, params, rows, key)
+            return jax.eval_shape(stage.sample_latents, params, null_text, rows)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(new, key)

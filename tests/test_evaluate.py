@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from tiny import DATA, binary, run_here
 
+from configs import navit_classifier
 from walt import build
 from walt.data.captions import write_captions
 from walt.data.moving_digits import MovingDigits
@@ -94,7 +95,7 @@ def test_real_clips_are_found_by_their_captions_and_others_are_not(program, held
 
 
 STAGE = SimpleNamespace(
-    denoiser=SimpleNamespace(text_shape=(), conditions={}, frame_prediction=True),
+    denoiser=SimpleNamespace(conditions={'frames': (3, 6, 6, 3)}),
     clip_shape=(9, 24, 24, 3),
     most_given=2,
     frozen=SimpleNamespace(module=SimpleNamespace(clip_shape=lambda *extent: (5, 1, 1, 3))),
@@ -178,3 +179,53 @@ def test_texts_of_other_clips_are_ranked_among_real_clips(conditioned, letters, 
     assert 'prompts' not in result and 'judge_on_held_out' not in result
     for split in ('held_out', 'training'):
         assert result['retrieval'][split]['gallery'] == 4 and 1 <= result['retrieval'][split]['median_rank'] <= 4
+
+
+@pytest.fixture(scope='module')
+def classifier_dir(tmp_path_factory):
+    """A classifier of ten classes that was trained for four steps."""
+    workdir = tmp_path_factory.mktemp('classifier')
+    binary('train_classifier').train(navit_classifier.get_config('smoke').to_dict() | {'batch_size': 4}, str(workdir))
+    return workdir
+
+
+def test_a_classifier_is_measured_on_held_out_pictures_by_their_shape(classifier_dir, tmp_path):
+    run_here('evaluate', f'--workdir={classifier_dir}', f'--out={tmp_path}/out.json', '--held_out=30')
+    result = json.loads((tmp_path / 'out.json').read_text())
+    assert result['step'] == 4 and result['classifier']['clips'] == 30
+    assert set(result['classifier']['accuracy_by_shape']) == {'tall', 'wide', 'square'}
+    assert 0 <= result['classifier']['accuracy'] <= 1 and result['protocol']['data']['name'] == 'mixed_digits'
+
+
+def test_a_trained_classifier_may_be_the_judge_of_samples(classifier_dir, trained, tmp_path):
+    sizes = ['--held_out=8', '--samples=1', '--batch_size=10', '--steps=1', '--perceptual=none']
+    run_here(
+        'evaluate', f'--workdir={trained.folder}/denoiser', f'--judge={classifier_dir}', f'--out={tmp_path}/o', *sizes
+    )
+    result = json.loads((tmp_path / 'o').read_text())
+    assert f'NaViT of {classifier_dir}, step 4, trained on mixed_digits' in result['protocol']['judge']
+    assert set(result['judge_on_held_out']) == {'clips', 'frames', 'whole_clips'}
+    assert len(result['samples']['clips_by_class']) == 10
+
+
+def test_what_is_no_classifier_does_not_judge(trained, tmp_path):
+    with pytest.raises(ValueError, match='tokenizer holds no classifier'):
+        run_here('evaluate', f'--workdir={trained.folder}/denoiser', f'--judge={trained.folder}/tokenizer')
+
+
+def test_packed_samples_are_counted_by_shape_and_class(program):
+    """Of two classes, the judge sees the first in all pictures that are wide."""
+    asked = []
+
+    def clips(shapes, labels, seed, rows):
+        asked.extend(zip(shapes, labels))
+        return [np.zeros((*shape, 3), np.uint8) for shape in shapes]
+
+    stage = SimpleNamespace(denoiser=SimpleNamespace(classes=2), clips=clips)
+    judge = SimpleNamespace(read_clips=lambda clips: np.array([int(c.shape[1] >= c.shape[2]) for c in clips]))
+    found = program.measure_packed_samples(stage, judge, ['1x8x16', '1x16x8'], samples=3, seed=0, rows=1)
+    assert found == {
+        '1x8x16': {'clips': 0.5, 'clips_by_class': [1, 0]},
+        '1x16x8': {'clips': 0.5, 'clips_by_class': [0, 1]},
+    }
+    assert asked[:6] == [((1, 8, 16), 0)] * 3 + [((1, 8, 16), 1)] * 3

@@ -12,25 +12,27 @@ ALLOWED = {
     '': set(),  # walt/__init__.py
     'precision': set(),
     'randomness': set(),
+    'tokens': set(),
     'weights': set(),
     'parallel': set(),
     'nn': {'precision'},
     'tokenizer': {'nn', 'precision'},
-    'denoiser': {'nn', 'precision'},
+    'denoiser': {'nn', 'precision', 'tokens'},
+    'navit': {'denoiser', 'nn', 'precision', 'tokens'},
     'diffusion': {'randomness'},
     'planning': set(),
-    'data': set(),
-    'evaluation': {'features', 'nn'},
+    'data': {'tokens'},
+    'evaluation': {'data', 'features', 'navit', 'nn', 'tokens'},
     'features': {'weights'},
     'text': {'nn', 'precision', 'weights'},
     'interop': {'nn'},
-    'generation': {'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness'},
-    'training': {'data', 'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness'},
+    'generation': {'data', 'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness', 'tokens'},
+    'training': {'data', 'diffusion', 'tokenizer', 'denoiser', 'navit', 'parallel', 'randomness', 'tokens'},
 }
 BUILD = {'build': set(ALLOWED) - {''}, 'restore': set(ALLOWED) - {''} | {'build'}, 'processes': {'parallel'}}
 # A plan, part upon part: what a configuration runs, what that costs by its shapes, and compiled for other machines.
-BUILD['batches'] = {'build', 'denoiser'}
-BUILD['tasks'] = {'batches', 'build', 'denoiser', 'generation', 'parallel', 'tokenizer', 'training'}
+BUILD['batches'] = {'build', 'denoiser', 'navit'}
+BUILD['tasks'] = {'batches', 'build', 'denoiser', 'generation', 'navit', 'parallel', 'tokenizer', 'training'}
 BUILD['costs'] = {'parallel', 'planning', 'tasks'}
 BUILD['pods'] = {'build', 'costs', 'parallel', 'planning', 'tasks'}
 # Programs may import everything, `build`, `restore` and `processes` among it; but no other program.
@@ -39,7 +41,16 @@ PROGRAM = set(ALLOWED) - {''} | set(BUILD)
 # Library -> who may import it. `parallel.rules` and `training.state` read the names that Linen keeps in boxes.
 LIBRARIES = {
     'ml_collections': {'build'},
-    'flax.linen': {'nn', 'tokenizer', 'denoiser', 'evaluation', 'text.bert', 'parallel.rules', 'training.state'},
+    'flax.linen': {
+        'nn',
+        'tokenizer',
+        'denoiser',
+        'navit',
+        'evaluation',
+        'text.bert',
+        'parallel.rules',
+        'training.state',
+    },
     'optax': {'training'},
     'orbax': {'training'},
     'absl': 'programs',

@@ -13,6 +13,7 @@ Shapes live in names. A suffix says what the axes of an array are:
     B batch rows   T frames   H height   W width   C channels     (pixels or latents)
     L tokens in a row   D model width   N heads   K head width   F hidden width of the MLP
     P tokens in a window   S conditioning tokens   R low rank
+    E most clips of a packed row (walt.tokens)
     pt ph pw  patch or window extents
 
 so `video_BTHWC`, `z_BTHWC`, `x_BLD`, `q_BLNK`, `mask_BLL`, `t_B`. In other names: `z` latents, `x` token activations,

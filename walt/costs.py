@@ -91,7 +91,7 @@ def model_flops(
     config: Mapping[str, Any], traced: Traced | None = None, tokenizer_config: Mapping[str, Any] | None = None
 ) -> float:
     """A clip's share of a training step that computes nothing twice: what counts for MFU."""
-    section = 'tokenizer' if 'tokenizer' in config else 'denoiser'
+    section = next(name for name in ('tokenizer', 'denoiser', 'classifier') if name in config)
     if traced is not None and config[section].get('remat', 'none') == 'none':
         return flops(traced.training) / traced.rows
     # A clip's share is the same in whatever parts a step takes its batch.

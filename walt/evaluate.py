@@ -4,12 +4,13 @@ python -m walt.evaluate --workdir=runs/denoiser
 
 What a denoiser was trained with is what it is asked: classes, captions, frames to go on from, clips to enlarge. Writes
 the figures with the protocol that produced them to WORKDIR/evaluation.json. On the workdir of a tokenizer there are no
-samples to measure.
+samples to measure; on that of a classifier (`walt.train_classifier`), what it reads in held-out clips. With
+`--judge=CLASSIFIER_WORKDIR` such a classifier reads the samples in place of the judge that is trained here.
 """
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,20 +18,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
+from jax.sharding import Mesh
 from PIL import Image
 from tqdm import tqdm
 
 from walt import build, restore
 from walt.data.moving_digits import DIRECTIONS
-from walt.evaluation.judge import Judge, agreement
+from walt.denoiser.conditions import upsampling
+from walt.evaluation.judge import Judge, PackedJudge, agreement
 from walt.evaluation.motion import centres, headings
 from walt.evaluation.quality import psnr, ssim
 from walt.evaluation.retrieval import embed, ranks, retrieval
 from walt.features.perceptual import PerceptualDistance
 from walt.generation.cascade import Cascade, border_jump
+from walt.generation.packed_stage import PackedStage, read_shape
 from walt.generation.request import Request
 from walt.generation.stage import Stage
-from walt.parallel.mesh import make_mesh
+from walt.parallel.mesh import batch_shards, make_mesh
 from walt.randomness import stream
 from walt.tokenizer.bottleneck import code_counts, code_metrics
 from walt.tokenizer.frozen import FrozenTokenizer
@@ -41,6 +45,8 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a denoiser or tokenize
 OUT = flags.DEFINE_string('out', None, 'File to write; WORKDIR/evaluation.json by default.')
 HELD_OUT = flags.DEFINE_integer('held_out', 200, 'Held-out clips, for reconstruction and for checking the judge.', 1)
 TRAINING = flags.DEFINE_integer('training', 4000, 'Real training clips that the judge is trained on.', 1)
+JUDGE = flags.DEFINE_string('judge', None, 'Folder of a classifier run that reads samples; by default an SVM is fit.')
+SHAPES = flags.DEFINE_list('shapes', None, 'FRAMESxHEIGHTxWIDTH of samples, of a denoiser of packed rows.')
 SAMPLES = flags.DEFINE_integer('samples', 20, 'Samples of each class.', 1)
 SEED = flags.DEFINE_integer('seed', 1, 'Seed of the samples.')
 BATCH_SIZE = flags.DEFINE_integer('batch_size', 20, 'Clips encoded or sampled together.', 1)
@@ -99,7 +105,24 @@ def measure_tokenizer(
     return {name: float(value) for name, value in measured.items()}
 
 
-def measure_samples(stage: Stage, judge: Judge, samples: int, seed: int, batch_size: int) -> dict[str, Any]:
+def measure_classifier(judge: PackedJudge, source, count: int) -> dict[str, Any]:
+    """How much of what is read in the first `count` clips of a source is their label; and by how they are shaped:
+
+    `tall` and `wide` ones have one side of at least 1.5 of the other, `square` ones less.
+    """
+    elements = [source[index] for index in range(min(count, len(source)))]
+    read_N = judge.read_clips([element['video'] for element in elements])
+    right_N = read_N == np.array([element['label'] for element in elements])
+    aspect_N = np.array([element['video'].shape[1] / element['video'].shape[2] for element in elements])
+    shapes = {'tall': aspect_N >= 1.5, 'wide': aspect_N <= 1 / 1.5}
+    shapes['square'] = ~(shapes['tall'] | shapes['wide'])
+    by_shape = {name: float(right_N[of].mean()) for name, of in shapes.items() if of.any()}
+    return {'clips': len(elements), 'accuracy': float(right_N.mean()), 'accuracy_by_shape': by_shape}
+
+
+def measure_samples(
+    stage: Stage, judge: Judge | PackedJudge, samples: int, seed: int, batch_size: int
+) -> dict[str, Any]:
     """What the judge reads in `samples` clips of every class, and the time that they took."""
     labels = np.repeat(np.arange(stage.denoiser.classes), samples)
     start = time.perf_counter()
@@ -116,6 +139,20 @@ def measure_samples(stage: Stage, judge: Judge, samples: int, seed: int, batch_s
     }
 
 
+def measure_packed_samples(
+    stage: PackedStage, judge: PackedJudge, shapes: Sequence[str], samples: int, seed: int, rows: int
+) -> dict[str, dict[str, Any]]:
+    """What the judge reads in `samples` clips of every class, of every shape FRAMESxHEIGHTxWIDTH."""
+    labels = np.repeat(np.arange(stage.denoiser.classes), samples)
+    measured = {}
+    for shape in shapes:
+        clips = stage.clips([read_shape(shape)] * len(labels), labels.tolist(), seed, rows)
+        right_N = judge.read_clips(clips) == labels
+        by_class = [float(right_N[labels == k].mean()) for k in range(stage.denoiser.classes)]
+        measured[shape] = {'clips': float(right_N.mean()), 'clips_by_class': by_class}
+    return measured
+
+
 def sample_clips(stage: Stage, request: Request, seed: int, batch_size: int, frames: int | None = None) -> np.ndarray:
     """uint8 (N, T, H, W, 3)."""
     cascade = Cascade((stage,))
@@ -125,7 +162,7 @@ def sample_clips(stage: Stage, request: Request, seed: int, batch_size: int, fra
 
 
 def measure_prompts(
-    stage: Stage, judge: Judge, held_out: Clips, lead: int, seed: int, batch_size: int
+    stage: Stage, judge: Judge | PackedJudge, held_out: Clips, lead: int, seed: int, batch_size: int
 ) -> dict[str, Any]:
     """Whether clips of held-out captions show the digit that the caption names, and go where it says.
 
@@ -162,7 +199,8 @@ def measure_prediction(stage: Stage, held_out: Clips, seed: int, batch_size: int
     """
     cascade = Cascade((stage,))
     given = held_out.videos[:, : cascade.given]
-    request = Request(prompts=list(held_out.captions) if stage.denoiser.text_shape else None, frames_NTHWC=given)
+    prompts = list(held_out.captions) if 'text' in stage.denoiser.conditions else None
+    request = Request(prompts=prompts, frames_NTHWC=given)
     rollouts = sample_clips(stage, request, seed, batch_size, frames)
     length = stage.clip_shape[0]
     real_N2 = centres(held_out.videos[:, length - 1 : length])[:, 0]
@@ -181,14 +219,14 @@ def measure_upsampling(stage: Stage, held_out: Clips, seed: int, batch_size: int
 
     The tokenizer's own reconstruction bounds the first, and what shrinking leaves the second.
     """
-    factor, count = stage.denoiser.upsample, len(held_out.videos)
+    factor, count = upsampling(stage.denoiser), len(held_out.videos)
     made, bicubic = [], []
     for first in range(0, count, batch_size):
         chosen = np.arange(first, first + batch_size) % count  # The last batch is filled up.
         small = np.asarray(shrink(jnp.asarray(held_out.videos[chosen]), factor))
         bicubic += [[_bicubic(frame, factor) for frame in clip] for clip in small]
         request = Request(
-            [-1] * batch_size, [held_out.captions[i] for i in chosen] if stage.denoiser.text_shape else None
+            [-1] * batch_size, [held_out.captions[i] for i in chosen] if 'text' in stage.denoiser.conditions else None
         )
         key_B = stream(jax.random.key(seed), 'clip', jnp.arange(first, first + batch_size))
         made += list(stage.decode(stage.latents(stage.conditions(request, stage.encode(small)), key_B)))
@@ -203,9 +241,38 @@ def _bicubic(frame_HWC: np.ndarray, factor: int) -> np.ndarray:
     return np.asarray(Image.fromarray(frame_HWC).resize((width * factor, height * factor), Image.Resampling.BICUBIC))
 
 
+def find_judge(data: Mapping[str, Any], held_out: Clips, mesh: Mesh) -> tuple[Judge | PackedJudge, str]:
+    """The judge of samples, and what to say of it.
+
+    Raises:
+        ValueError: if the classifier of `--judge` has other classes than the data.
+    """
+    if JUDGE.value:
+        judge, config, step = restore.packed_judge(JUDGE.value, mesh)
+        if judge.classes <= held_out.labels.max():
+            raise ValueError(f'{JUDGE.value} knows {judge.classes} classes, the data have {held_out.labels.max() + 1}')
+        trained_on = build.clips_section(config['data'])['name']
+        return judge, f'NaViT of {JUDGE.value}, step {step}, trained on {trained_on}; clip = majority of frames'
+    real = read_clips(build.source(data, 'train'), TRAINING.value)
+    classes = int(max(real.labels.max(), held_out.labels.max())) + 1
+    judge = Judge(classes).fit(real.videos, real.labels)
+    return judge, f'SVM on centred frames of {len(real.videos)} real training clips; clip = majority of frames'
+
+
+READ_AS = 'packed; as large as they are, within the sides of the training'
+
+
 def evaluate(workdir: str) -> dict[str, Any]:
     """All figures of a run, and under `protocol` how they came about."""
     config, mesh = saved_config(workdir), make_mesh()
+    if 'classifier' in config:
+        judge, _, step = restore.packed_judge(workdir, mesh)
+        section = build.clips_section(config['data'])
+        measured = measure_classifier(judge, build.source(section, 'validation'), HELD_OUT.value)
+        protocol = {'data': section, 'device': jax.devices()[0].device_kind, 'classifier': READ_AS}
+        return {'step': step, 'classifier': measured, 'protocol': protocol}
+    if config['data']['name'] == 'packed':
+        return evaluate_packed(workdir, mesh)
     data = build.clips_section(config['data'])
     validation = build.source(data, 'validation')
     held_out = read_clips(validation, HELD_OUT.value)
@@ -223,26 +290,21 @@ def evaluate(workdir: str) -> dict[str, Any]:
     result = {'step': step, 'tokenizer': measure_tokenizer(stage.frozen, held_out.videos, BATCH_SIZE.value, distances)}
     protocol |= {'seed': SEED.value, 'sampler': build.other_sampler(config['sampler'], sampling)}
     rest = (SEED.value, BATCH_SIZE.value)
-    if stage.denoiser.upsample > 1:
+    if 'low' in stage.denoiser.conditions:
         result['upsampling'] = measure_upsampling(stage, held_out, *rest)
         protocol['upsampling'] = 'from the latents of held-out clips, each pixel the mean of those it covers'
         return result | {'protocol': protocol}
-    tells_motion = stage.denoiser.text_shape and data['name'] == 'moving_digits'
+    tells_motion = 'text' in stage.denoiser.conditions and data['name'] == 'moving_digits'
     if stage.denoiser.classes or tells_motion:
-        real = read_clips(build.source(data, 'train'), TRAINING.value)
-        classes = int(max(real.labels.max(), held_out.labels.max())) + 1
-        judge = Judge(classes).fit(real.videos, real.labels)
-        protocol['judge'] = (
-            f'SVM on centred frames of {len(real.videos)} real training clips; clip = majority of frames'
-        )
-        result['judge_on_held_out'] = agreement(judge.read(held_out.videos), held_out.labels, classes)
+        judge, protocol['judge'] = find_judge(data, held_out, mesh)
+        result['judge_on_held_out'] = agreement(judge.read(held_out.videos), held_out.labels, judge.classes)
     if stage.denoiser.classes:
         result['samples'] = measure_samples(stage, judge, SAMPLES.value, *rest)
         protocol['samples_of_each_class'] = SAMPLES.value
     if tells_motion:
         result['prompts'] = measure_prompts(stage, judge, held_out, validation.lead, *rest)
         protocol['prompts'] = f'captions of held-out clips; heading of the bright mass over {validation.lead} frames'
-    elif stage.denoiser.text_shape:
+    elif 'text' in stage.denoiser.conditions:
         network = build.perceptual({'name': 'squeezenet'}, 'float32')
         seen = read_clips(build.source(data, 'train'), HELD_OUT.value)
         result['retrieval'] = {
@@ -250,10 +312,42 @@ def evaluate(workdir: str) -> dict[str, Any]:
             for split, clips in (('held_out', held_out), ('training', seen))
         }
         protocol['retrieval'] = 'rank of the real clip of a caption among real clips, by likeness to the sample'
-    if stage.denoiser.frame_prediction:
+    if 'frames' in stage.denoiser.conditions:
         result['prediction'] = measure_prediction(stage, held_out, *rest, ROLLOUT.value)
         protocol['prediction'] = 'from the first frames of held-out clips; last frame of a chunk'
     return result | {'protocol': protocol}
+
+
+def evaluate_packed(workdir: str, mesh: Mesh) -> dict[str, Any]:
+    """Figures of a denoiser of packed rows, by the judge of `--judge`, at the shapes of `--shapes`."""
+    if not (JUDGE.value and SHAPES.value):
+        raise ValueError(
+            'samples of packed rows have any shape: name some with --shapes, and a classifier with --judge'
+        )
+    asked = {'name': SAMPLER.value, 'guidance': GUIDANCE.value, 'steps': STEPS.value}
+    sampling = {key: value for key, value in asked.items() if value is not None}
+    stage, config, step = restore.packed_stage(workdir, mesh, sampling=sampling)
+    judge, _, judge_step = restore.packed_judge(JUDGE.value, mesh)
+    if judge.classes != stage.denoiser.classes:
+        raise ValueError(f'the judge knows {judge.classes} classes, the denoiser {stage.denoiser.classes}')
+    section = build.clips_section(config['data'])
+    held_out = measure_classifier(judge, build.source(section, 'validation'), HELD_OUT.value)
+    shards = batch_shards(mesh)
+    rows = shards * -(-BATCH_SIZE.value // (shards * stage.denoiser.most))
+    rest = (SHAPES.value, SAMPLES.value, SEED.value, rows)
+    return {
+        'step': step,
+        'judge_on_held_out': held_out,
+        'samples': measure_packed_samples(stage, judge, *rest),
+        'protocol': {
+            'data': section,
+            'device': jax.devices()[0].device_kind,
+            'judge': f'NaViT of {JUDGE.value}, step {judge_step}; {READ_AS}',
+            'samples_of_each_class': SAMPLES.value,
+            'seed': SEED.value,
+            'sampler': build.other_sampler(config['sampler'], sampling),
+        },
+    }
 
 
 def main(_) -> None:

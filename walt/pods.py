@@ -240,6 +240,7 @@ def _change(config, topology: Topology, tokenizer_config, phases: Sequence[str])
 
 def _stronger(config: Mapping[str, Any]) -> list[dict[str, str]]:
     """Policies of recomputation beyond the configuration's own, as changes of it."""
-    section, policies = ('tokenizer', ('none', 'blocks')) if 'tokenizer' in config else ('denoiser', REMAT)
+    sections = {'tokenizer': ('none', 'blocks'), 'denoiser': REMAT, 'classifier': REMAT}
+    section, policies = next((name, policies) for name, policies in sections.items() if name in config)
     now = config[section].get('remat', 'none')
     return [{f'{section}.remat': name} for name in policies[policies.index(now) + 1 :]] if now in policies else []

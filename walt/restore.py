@@ -14,12 +14,16 @@ from jax.sharding import Mesh
 
 from walt import build
 from walt.denoiser.aspect import change_aspect
-from walt.denoiser.walt import Walt
+from walt.denoiser.conditions import Denoiser
+from walt.denoiser.packed import PackedDenoiser
 from walt.diffusion.loss import DenoisingLoss
+from walt.evaluation.judge import PackedJudge
+from walt.generation.packed_stage import PackedStage
 from walt.generation.stage import Stage, Weak
+from walt.navit.classifier import Classifier
 from walt.parallel.rules import replicated
 from walt.tokenizer.autoencoder import Tokenizer
-from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
+from walt.tokenizer.frozen import NO_TOKENIZER, FrozenTokenizer, LatentNorm, Pixels
 from walt.tokenizer.inflation import inflate
 from walt.training.checkpoints import restore_ema, saved_config
 from walt.training.state import abstract_params, ema_decays
@@ -77,7 +81,7 @@ def starting_tokenizer(tokenizer_dir: str, module: Tokenizer, params: Any, mesh:
     return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, params)
 
 
-def starting_denoiser(section: Mapping[str, Any], module: Walt, params: Any, mesh: Mesh) -> Any:
+def starting_denoiser(section: Mapping[str, Any], module: Denoiser, params: Any, mesh: Mesh) -> Any:
     """The averaged parameters of the run in `denoiser_dir`, for latents of another height and width if need be.
 
     Args:
@@ -92,7 +96,26 @@ def starting_denoiser(section: Mapping[str, Any], module: Walt, params: Any, mes
     if not section['denoiser_dir']:
         return params
     restored, there, _, _ = _denoiser(section['denoiser_dir'], mesh)
+    if isinstance(module, PackedDenoiser):
+        return _started_packed(restored['params'], there, module, params)
     found = change_aspect(restored['params'], there, module)
+    return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, params)
+
+
+def _started_packed(found: Any, there: Denoiser, module: PackedDenoiser, params: Any) -> Any:
+    """Parameters know nothing of how rows are packed, so all of them serve where only that has changed."""
+    free = {'length', 'most', 'layers', 'remat', 'dtype', 'parent', 'name'}
+    if type(there) is not type(module):
+        raise ValueError(f'the denoiser to start from is a {type(there).__name__}, this one a {type(module).__name__}')
+    names = [name for name in module.__dataclass_fields__ if name not in free]
+    names += [] if len(there.layers) == len(module.layers) else ['layers']
+    changed = [
+        f'{name}: {getattr(there, name)!r} there, {getattr(module, name)!r} here'
+        for name in names
+        if getattr(there, name) != getattr(module, name)
+    ]
+    if changed:
+        raise ValueError('the denoiser to start from does not fit: ' + '; '.join(changed))
     return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, params)
 
 
@@ -125,6 +148,8 @@ def stage(
         ValueError: if the weak denoiser is of other latents, conditions or predictions, naming both.
     """
     restored, module, config, step = _denoiser(workdir, mesh, step, decay)
+    if isinstance(module, PackedDenoiser):
+        raise ValueError(f'{workdir} holds a denoiser of packed rows: sample it with `python -m walt.sample_packed`')
     frozen, _, _ = tokenizer(own_tokenizer(workdir), mesh)
     noise = build.schedule(config['schedule'])
     objective, encoder = build.loss(config['loss'], noise), build.text_encoder(config['text'])
@@ -145,7 +170,65 @@ def stage(
     return restored_stage, config, step
 
 
-def _weak(workdir: str, mesh: Mesh, module: Walt, objective: DenoisingLoss) -> Weak:
+def classifier(workdir: str, mesh: Mesh, step: int | None = None) -> tuple[Classifier, dict[str, Any], int]:
+    """The trained classifier in `workdir`: (averaged parameters, its configuration, step)."""
+    config = saved_config(workdir, step)
+    module = build.classifier(config)
+    items = {'params': abstract_params(build.init_classifier(module), mesh), 'measured': None}
+    restored, step = restore_ema(workdir, items, step)
+    return Classifier(module, restored['params']), config, step
+
+
+def packed_judge(workdir: str, mesh: Mesh) -> tuple[PackedJudge, dict[str, Any], int]:
+    """The trained classifier in `workdir` as a judge of pictures: (judge, its configuration, step).
+
+    Raises:
+        ValueError: if it is no classifier of pixels, naming what it was trained on.
+    """
+    config = saved_config(workdir)
+    if 'classifier' not in config:
+        raise ValueError(f'{workdir} holds no classifier; its configuration has {sorted(config)}')
+    trained, config, step = classifier(workdir, mesh)
+    if trained.module.channels != 3:
+        raise ValueError(f'{workdir} reads clips of {trained.module.channels} channels; a judge reads pixels')
+    data = config['data']
+    sides = build.construct('resolution', data.get('resolution', {'name': 'native'}), build.RESOLUTIONS)
+    return PackedJudge(trained, sides, data['length'], data['most']), config, step
+
+
+def packed_stage(
+    workdir: str,
+    mesh: Mesh,
+    step: int | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    decay: float | None = None,
+) -> tuple[PackedStage, dict[str, Any], int]:
+    """As `stage`, for a denoiser of packed rows.
+
+    Raises:
+        ValueError: if the run is of another denoiser; if the sampler has a key that packed rows have no use for.
+    """
+    restored, module, config, step = _denoiser(workdir, mesh, step, decay)
+    if not isinstance(module, PackedDenoiser):
+        raise ValueError(f'{workdir} holds a {type(module).__name__}, no denoiser of packed rows')
+    pixels = config['tokenizer_dir'] == NO_TOKENIZER
+    noise = build.schedule(config['schedule'])
+    objective = build.loss(config['loss'], noise)
+    sampler = build.packed_sampler(build.other_sampler(config['sampler'], sampling or {}))
+    restored_stage = PackedStage(
+        denoiser=module,
+        params=restored['params'],
+        frozen=Pixels() if pixels else tokenizer(own_tokenizer(workdir), mesh)[0],
+        schedule=noise,
+        parametrisation=objective.parametrisation,
+        self_conditioning=objective.self_conditioning > 0,
+        mesh=mesh,
+        **sampler,
+    )
+    return restored_stage, config, step
+
+
+def _weak(workdir: str, mesh: Mesh, module: Denoiser, objective: DenoisingLoss) -> Weak:
     restored, weak, config, _ = _denoiser(workdir, mesh)
     predicts = build.loss(config['loss'], build.schedule(config['schedule'])).parametrisation
     pairs = {

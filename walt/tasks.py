@@ -16,13 +16,16 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from walt import build
-from walt.batches import clip_shape, latent_batch, pixel_batch
-from walt.denoiser.conditions import abstract
-from walt.denoiser.walt import Walt
+from walt.batches import clip_shape, latent_batch, packed_batch, pixel_batch
+from walt.denoiser.conditions import Denoiser, abstract, bound
+from walt.generation.packed_stage import PackedStage
 from walt.generation.stage import Stage
+from walt.navit.classifier import Classifier
 from walt.parallel.rules import batch_sharding, replicated
-from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
+from walt.tokenizer.frozen import NO_TOKENIZER, FrozenTokenizer, LatentNorm, Pixels
+from walt.training.classifier_step import make_classifier_step
 from walt.training.denoiser_step import make_denoiser_step
+from walt.training.packed_step import make_packed_step
 from walt.training.state import State, abstract_params, create, step_jit
 from walt.training.tokenizer_step import create_tokenizer_state, make_tokenizer_step
 
@@ -44,7 +47,7 @@ class Task:
     """What there is to count, all of it abstract, and `new`, which makes some of it.
 
     Attributes:
-        kind: 'tokenizer' or 'denoiser'.
+        kind: 'tokenizer', 'denoiser' or 'classifier'.
         sizes: entries of the plan that come from the configuration alone.
         new: key -> (state, layout), on the devices of the mesh.
         state, layout: of training, and how it lies on the mesh.
@@ -100,7 +103,16 @@ def task(
         if tokenizer_config is not None:
             raise ValueError('a tokenizer configuration beside that of a denoiser only: this one is of a tokenizer')
         return _tokenizer_task(config, mesh, rows, clips)
+    if 'classifier' in config:
+        build.check_keys(config, build.CLASSIFIER_KEYS)
+        return _classifier_task(config, mesh, rows, clips)
     build.check_keys(config, build.DENOISER_KEYS)
+    if config['denoiser'].get('name') == 'packed':
+        if tokenizer_config is not None:
+            raise ValueError(
+                'packed rows are of pixels or of latents on disk: no step encodes, so no tokenizer is counted'
+            )
+        return _packed_task(config, mesh, rows, clips)
     return _denoiser_task(config, mesh, rows, clips, tokenizer_config)
 
 
@@ -188,7 +200,7 @@ def _denoiser_task(
 
     def forward(params, inputs):
         z, cond = inputs['z'], {name: inputs[name] for name in denoiser.conditions if name != 'estimate'}
-        return denoiser.apply({'params': params}, z, jnp.zeros(len(z)), cond | {'estimate': z})
+        return bound(denoiser, params)(z, jnp.zeros(len(z)), cond | {'estimate': z})
 
     z_BTHWC = jax.ShapeDtypeStruct((clips, *denoiser.latent_shape), jnp.float32)
     inputs, by_rows = abstract(denoiser.conditions, clips) | {'z': z_BTHWC}, batch_sharding(mesh)
@@ -213,14 +225,14 @@ def _denoiser_task(
         if not config['cache_latents']:
             frozen, frozen_layout = tokenizer, tokenizer_layout
             batch = pixel_batch(batch, clip_shape(config['data']))
-    if denoiser.text_shape:
+    if 'text' in denoiser.conditions:
         notes.append('the text encoder is not counted: it runs before the step')
     return Task(
         kind='denoiser',
         sizes={
             'latents': list(denoiser.latent_shape),
             'tokens': math.prod(denoiser.grid),
-            'windows': dict(zip(('spatial', 'spatiotemporal'), map(math.prod, denoiser.windows))),
+            'windows': {kind: math.prod(window) for kind, window in denoiser.windows.items()},
         },
         new=new,
         state=state,
@@ -231,6 +243,95 @@ def _denoiser_task(
         batch=batch,
         phases=phases,
         notes=notes,
+    )
+
+
+def _packed_task(config: Mapping[str, Any], mesh: AbstractMesh | Mesh, rows: int, clips: int) -> Task:
+    """Of a denoiser of packed rows; a phase works on `clips` of them too."""
+    denoiser = build.denoiser(config['denoiser'], config['dtype'])
+    denoiser.check_shards(mesh.shape['context'])
+    schedule = build.schedule(config['schedule'])
+    loss, conditioning = build.loss(config['loss'], schedule), build.conditioning(config['conditioning'], schedule)
+    optimizer = build.optimizer(config['optimizer'], config['steps'])
+
+    def new(key):
+        return create(build.init_denoiser(denoiser), optimizer, mesh, key, ema_decay=config['ema_decay'])
+
+    state, layout = _abstract(new)
+    stage = PackedStage(
+        denoiser=denoiser,
+        params=None,
+        frozen=Pixels(),
+        schedule=schedule,
+        parametrisation=loss.parametrisation,
+        self_conditioning=loss.self_conditioning > 0,
+        mesh=mesh,
+        **build.packed_sampler(config['sampler']),
+    )
+
+    def forward(params, rows):
+        cond = {name: rows[name] for name in denoiser.conditions if name != 'estimate'}
+        return bound(denoiser, params)(
+            rows['tokens'], jnp.zeros(len(rows['tokens'])), cond | {'estimate': rows['tokens']}
+        )
+
+    def batch(count: int, dtype):
+        return stage.abstract_rows(count) | {'tokens': jax.ShapeDtypeStruct((count, *denoiser.latent_shape), dtype)}
+
+    pixels, by_rows = config['tokenizer_dir'] == NO_TOKENIZER, batch_sharding(mesh)
+    key, whole = abstract_key(), replicated(mesh)
+    return Task(
+        kind='denoiser',
+        sizes={'tokens': denoiser.length, 'clips': denoiser.most},
+        new=new,
+        state=state,
+        layout=layout,
+        step=make_packed_step(denoiser, loss, optimizer, config['ema_decay'], conditioning, config['accumulation']),
+        frozen=Pixels() if pixels else None,
+        frozen_layout=Pixels() if pixels else None,
+        batch=batch(rows, jnp.uint8 if pixels else jnp.float32),
+        phases={
+            'forward': Phase(forward, (state.params, batch(clips, jnp.float32)), (layout.params, by_rows)),
+            'sample': Phase(
+                stage.sample_latents, (state.params, stage.abstract_rows(clips), key), (layout.params, by_rows, whole)
+            ),
+        },
+        notes=['clips, batch_size and rows are packed rows; `sample` ends at tokens'],
+    )
+
+
+def _classifier_task(config: Mapping[str, Any], mesh: AbstractMesh | Mesh, rows: int, clips: int) -> Task:
+    """Rows are packed rows; a phase works on `clips` of them too."""
+    module, schedule = build.classifier(config), build.noising(config['noising'])
+    optimizer = build.optimizer(config['optimizer'], config['steps'])
+    length, most = config['data']['length'], config['data']['most']
+
+    def new(key):
+        return create(build.init_classifier(module), optimizer, mesh, key, ema_decay=config['ema_decay'])
+
+    state, layout = _abstract(new)
+
+    def forward(params, rows):
+        return Classifier(module, params).logits(rows)
+
+    return Task(
+        kind='classifier',
+        sizes={'tokens': length, 'clips': most},
+        new=new,
+        state=state,
+        layout=layout,
+        step=make_classifier_step(module, schedule, optimizer, config['ema_decay'], config['accumulation']),
+        frozen=None,
+        frozen_layout=None,
+        batch=packed_batch(module, length, most, rows),
+        phases={
+            'forward': Phase(
+                forward,
+                (state.params, packed_batch(module, length, most, clips)),
+                (layout.params, batch_sharding(mesh)),
+            )
+        },
+        notes=['clips, batch_size and rows are packed rows; `clips` is how many a row may hold'],
     )
 
 
@@ -246,7 +347,7 @@ def _frozen(config: Mapping[str, Any], mesh: AbstractMesh | Mesh) -> tuple[Froze
     return FrozenTokenizer(module, shapes, norm), FrozenTokenizer(module, layout, whole)
 
 
-def _check_tokenizer(denoiser: Walt, frozen: FrozenTokenizer, section: Mapping[str, Any]) -> None:
+def _check_tokenizer(denoiser: Denoiser, frozen: FrozenTokenizer, section: Mapping[str, Any]) -> None:
     clip = clip_shape(section)
     latents = tuple(frozen.module.latent_shape(*clip[:3]))
     if latents != tuple(denoiser.latent_shape):

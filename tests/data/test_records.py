@@ -59,3 +59,15 @@ def test_a_shard_is_there_when_it_is_complete_and_not_before(tmp_path):
 
     write_shard(path, records())
     assert seen == [False] * 3 and [file.name for file in tmp_path.iterdir()] == ['shard']
+
+
+def test_extents_that_no_manifest_says_stand_in_the_record():
+    keys = keys_of(ELEMENT)
+    keys['z']['shape'] = [None, 2, None]
+    for z in (ELEMENT['z'], np.ones((5, 2, 1), np.float32), np.ones((0, 2, 7), np.float32)):
+        again = unpack(pack(ELEMENT | {'z': z}, keys), keys)
+        np.testing.assert_array_equal(again['z'], z)
+        assert again['label'] == 7 and again['captions'].tolist() == ELEMENT['captions'].tolist()
+    for z in (np.ones((1, 3, 3), np.float32), np.ones((1, 2), np.float32), ELEMENT['z'].astype(np.float64)):
+        with pytest.raises(ValueError, match=r'an element has .* the data set'):
+            pack(ELEMENT | {'z': z}, keys)

@@ -1,10 +1,11 @@
 """Latents that were encoded before, as a data set (see `records`; `python -m walt.encode` writes them).
 
-ROOT/train/       manifest.json, shards, and null_text.npz where there are texts
+ROOT/train/       manifest.json, shards, null_text.npz where there are texts, sizes.npy where sizes are mixed
 ROOT/validation/  the same
 """
 
 import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
@@ -17,11 +18,14 @@ from walt.data.records import MANIFEST, unpack
 
 FORMAT = 1
 NULL_TEXT = 'null_text.npz'
+SIZES = 'sizes.npy'
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
     """Normalised latents from disk: a random-access source in the order of the data set that was encoded.
+
+    Latents of clips of many sizes, which packed rows are made of, have the sizes of their clips.
 
     Element `i` has
         z      float32 (frames, height, width, channels), whatever it is stored as
@@ -79,8 +83,15 @@ class Encoded:
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """(frames, height, width, channels)."""
+        """(frames, height, width, channels); None for what is not the same in all elements."""
         return tuple(self.manifest['keys']['z']['shape'])
+
+    @functools.cached_property
+    def sizes_N3(self) -> np.ndarray:
+        """int (clips, 3): frames, height and width of every element's latents."""
+        if None in self.latent_shape:
+            return np.load(self.folder / SIZES)
+        return np.broadcast_to(self.latent_shape[:3], (len(self), 3))
 
     def __len__(self) -> int:
         return self.manifest['clips']

@@ -31,7 +31,7 @@ from walt.data.draws import check_stream, element_draws
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
 
 # What Pillow raises on damaged files, found by damaging files.
-_DAMAGED = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+DAMAGED = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 # What makes a picture upright, by its orientation tag: where its first row and first column are as shown (EXIF).
 _UPRIGHT = {
@@ -169,7 +169,7 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     try:
         with Image.open(path) as file:
             return _upright(_rgb(file), file.getexif().get(ExifTags.Base.Orientation))
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise ValueError(f'{path} cannot be read: {error}') from error
 
 

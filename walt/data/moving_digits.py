@@ -100,8 +100,8 @@ class MovingDigits:
                 f'speed {tuple(self.speed)} must rise from at least 1/{_SUB} to at most '
                 f'size - digit_size = {self.size - self.digit_size} pixels a frame'
             )
-        scans_NHW, labels_N = _scans(self.split, self.digit_size, self.crisp)
-        object.__setattr__(self, 'scans_NHW', scans_NHW)
+        scans_NHW, labels_N = digit_scans(self.split)
+        object.__setattr__(self, 'scans_NHW', _enlarged(scans_NHW, self.digit_size, self.crisp))
         object.__setattr__(self, 'labels_N', labels_N)
 
     @property
@@ -111,6 +111,11 @@ class MovingDigits:
     @property
     def class_names(self) -> tuple[str, ...]:
         return NAMES
+
+    @property
+    def sizes_N3(self) -> np.ndarray:
+        """int (clips, 3): frames, height and width of every clip."""
+        return np.broadcast_to((self.frames, self.size, self.size), (self.clips, 3))
 
     def __len__(self) -> int:
         return self.clips
@@ -159,8 +164,8 @@ class MovingDigits:
         return room - np.abs((start + step * np.arange(self.frames)) % (2 * room) - room)
 
 
-def _scans(split: str, digit_size: int, crisp: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The split's scans, enlarged, uint8 (N, digit_size, digit_size), and their classes, int (N,)."""
+def digit_scans(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The split's scans as they are, uint8 (N, 8, 8), and their classes, int (N,)."""
     scans_NHW, labels_N = load_digits(return_X_y=True)
     scans_NHW = (scans_NHW.reshape(-1, 8, 8).astype(np.int64) * 255 // 16).astype(np.uint8)
     rank_N = np.zeros_like(labels_N)  # a scan's place among those of its class
@@ -168,13 +173,18 @@ def _scans(split: str, digit_size: int, crisp: bool) -> tuple[np.ndarray, np.nda
         members = np.flatnonzero(labels_N == label)
         rank_N[members] = np.arange(len(members))
     chosen = np.flatnonzero((rank_N % 5 == 4) == (split == 'validation'))
+    return scans_NHW[chosen], labels_N[chosen]
+
+
+def _enlarged(scans_NHW: np.ndarray, digit_size: int, crisp: bool) -> np.ndarray:
+    """uint8 (N, digit_size, digit_size)."""
     side = digit_size * (_GRID if crisp else 1)
-    large = [Image.fromarray(scans_NHW[i]).resize((side, side), Image.Resampling.BICUBIC) for i in chosen]
+    large = [Image.fromarray(scan_HW).resize((side, side), Image.Resampling.BICUBIC) for scan_HW in scans_NHW]
     large_NHW = np.stack([np.asarray(image) for image in large])
     if crisp:
         ink_NHW = einops.reduce(large_NHW >= _INK, 'n (h i) (w j) -> n h w', 'sum', i=_GRID, j=_GRID)
         large_NHW = (ink_NHW * 255 // _GRID**2).astype(np.uint8)
-    return large_NHW, labels_N[chosen]
+    return large_NHW
 
 
 def _place(scan_HW: np.ndarray, y_T: np.ndarray, x_T: np.ndarray, size: int) -> np.ndarray:

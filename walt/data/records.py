@@ -11,7 +11,8 @@ All elements of a data set have the same keys with the same dtypes and shapes, w
     "keys": {"z": {"dtype": "float32", "shape": [5, 16, 16, 8]}, "caption": {"dtype": "str", "shape": []}, ...}
 
 and a record is nothing but their bytes in this order: arrays row by row in little endian, each text as its length in
-bytes (uint32) and UTF-8. Latents look like noise, so nothing is compressed. The same elements make the same bytes.
+bytes (uint32) and UTF-8. An extent of null is another in every element, and stands before its bytes (uint32). Latents
+look like noise, so nothing is compressed. The same elements make the same bytes.
 """
 
 import math
@@ -28,7 +29,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 MANIFEST = 'manifest.json'
 
 Keys = Mapping[str, Mapping[str, Any]]
-"""Key of an element -> its `dtype` by name, 'str' for texts, and its `shape`."""
+"""Key of an element -> its `dtype` by name, 'str' for texts, and its `shape`, in which None is any extent."""
 
 _LENGTH = struct.Struct('<I')
 
@@ -41,10 +42,12 @@ def keys_of(element: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def pack(element: Mapping[str, Any], keys: Keys) -> bytes:
     """One record. Raises ValueError where the element has other keys, dtypes or shapes, naming both."""
     found = keys_of(element)
-    if found != keys:
+    if set(found) != set(keys) or not all(_fits(found[key], keys[key]) for key in keys):
         raise ValueError(f'an element has {found}, the data set {dict(keys)}')
     parts = []
     for key in keys:
+        extents = zip(found[key]['shape'], keys[key]['shape'])
+        parts += [_LENGTH.pack(extent) for extent, said in extents if said is None]
         if keys[key]['dtype'] == 'str':
             for text in np.asarray(element[key]).ravel():
                 utf8 = str(text).encode()
@@ -58,7 +61,10 @@ def unpack(record: bytes, keys: Keys) -> dict[str, Any]:
     """The element of a record, arrays read-only. Raises ValueError where the record has another length."""
     element, place = {}, 0
     for key, kind in keys.items():
-        shape = tuple(kind['shape'])
+        shape = []
+        for said in kind['shape']:
+            shape.append(_LENGTH.unpack_from(record, place)[0] if said is None else said)
+            place += _LENGTH.size if said is None else 0
         count = math.prod(shape)
         if kind['dtype'] == 'str':
             texts = []
@@ -93,6 +99,13 @@ def write_shard(path: Path, records: Iterable[bytes]) -> None:
         writer.write(record)
     writer.close()
     unfinished.replace(path)
+
+
+def _fits(found: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
+    """Whether what an element has under a key is what the data set has there."""
+    if found['dtype'] != said['dtype'] or len(found['shape']) != len(said['shape']):
+        return False
+    return all(extent in (one, None) for one, extent in zip(found['shape'], said['shape']))
 
 
 def _kind(key: str, value: Any) -> dict[str, Any]:

@@ -16,8 +16,12 @@ attention is a reshape to B G P D, G windows of P tokens each, and dense attenti
 Where `shards` devices share a clip, each has some of its rows of latents (`height`). Then either whole windows lie on a
 device, with nothing to send; or windows as high as the frame are moved, frame by frame, so that whole frames do; or, if
 there are not as many frames, devices share the queries of each frame, and all get its keys and values.
+
+In packed rows clips have sizes of their own, which no window tiles. There a window is a number that its tokens share
+(`window_ids`), those at the lower and right border have fewer tokens than others, and nothing is moved.
 """
 
+import jax.numpy as jnp
 from einops import rearrange
 
 from walt.nn.attention import Split
@@ -43,6 +47,27 @@ def merge(x_BGPD, window: Triple, grid: Triple):
         ph=ph,
         pw=pw,
     )
+
+
+def window_ids(segment_BL, place_BL3, size_BE3, window: Triple):
+    """int32 (B, L): which window of which clip a token is in, counted from 1 through its row; 0 at padding.
+
+    `segment`, `place` and `size` are those of `walt.tokens`. An extent of 0 in `window` is all that a clip has.
+    """
+    extents = [
+        jnp.full(size_BE3.shape[:2], 1) if not extent else -(-size_BE3[..., axis] // extent)
+        for axis, extent in enumerate(window)
+    ]
+    windows_BE = extents[0] * extents[1] * extents[2]
+    before_BE = jnp.cumsum(windows_BE, axis=1) - windows_BE
+    clip_BL = jnp.maximum(segment_BL - 1, 0)
+
+    def of_token(x_BE):
+        return jnp.take_along_axis(x_BE, clip_BL, axis=1)
+
+    t, h, w = (place_BL3[..., axis] // extent if extent else 0 for axis, extent in enumerate(window))
+    number_BL = (t * of_token(extents[1]) + h) * of_token(extents[2]) + w
+    return jnp.where(segment_BL > 0, 1 + of_token(before_BE) + number_BL, 0)
 
 
 def check_window(window: Triple, grid: Triple) -> None:

@@ -14,9 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from walt.denoiser.conditions import NullText, abstract, given_frames, without
-from walt.denoiser.walt import Walt
-from walt.diffusion.guidance import Scale, autoguidance, by_condition
+from walt.denoiser.conditions import (
+    Denoiser,
+    NullText,
+    abstract,
+    bound,
+    check_self_conditioning,
+    given_frames,
+    without,
+)
+from walt.diffusion.guidance import LogProb, Scale, autoguidance, by_classifier, by_condition
 from walt.diffusion.prediction import Denoise, Parametrisation
 from walt.diffusion.sampler import draw_noise, sample
 from walt.diffusion.schedules import Schedule, corrupt
@@ -35,7 +42,7 @@ EncodeText = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 class Weak:
     """A smaller or less trained denoiser of the same latents and conditions, and its parameters."""
 
-    denoiser: Walt
+    denoiser: Denoiser
     params: Any
 
 
@@ -53,11 +60,16 @@ class Stage:
         most_given: latent frames that are given to go on from, at most; as in training.
         frames_guidance: guidance towards the given frames, which `guidance` towards label and text adds to; 1 is none.
         weak, weak_guidance: autoguidance, away from another denoiser, after all other guidance; 1 is none.
+        guidance_channels: of the latents that all this guidance is of, the first so many; None: all.
+        classifier, classifier_guidance: towards a class, by the gradient of a classifier of noisy latents
+            (`walt.diffusion.guidance.by_classifier`), added to all other guidance; 0 is none. It is told what the
+            denoiser is told. To guide by it alone, `guidance` is 0.
+        last_time: of the last pass, as `walt.diffusion.sampler.sample` takes it.
         frames_noise: given frames have the noise of this time, against drift in long videos.
         low_noise: low-resolution latents have the noise of this time.
     """
 
-    denoiser: Walt
+    denoiser: Denoiser
     params: Any
     frozen: FrozenTokenizer
     schedule: Schedule
@@ -74,8 +86,18 @@ class Stage:
     frames_guidance: Scale = 1.0
     weak: Weak | None = None
     weak_guidance: Scale = 1.0
+    guidance_channels: int | None = None
+    classifier: LogProb | None = None
+    classifier_guidance: Scale = 0.0
+    last_time: float | None = None
     frames_noise: float = 0.0
     low_noise: float = 0.0
+
+    def __post_init__(self):
+        check_self_conditioning(self.denoiser, self.self_conditioning)
+        if (self.classifier is None) != (self.classifier_guidance == 0):
+            does = 'no' if self.classifier is None else 'a'
+            raise ValueError(f'classifier_guidance is {self.classifier_guidance}, and there is {does} classifier')
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
@@ -91,9 +113,9 @@ class Stage:
         denoiser, labels = self.denoiser, set(request.labels or ())
         asked_and_trained = {
             'labels': (labels - {-1}, denoiser.classes),
-            'prompts': (any(request.prompts or ()), denoiser.text_shape),
-            'frames': (request.frames_NTHWC is not None, denoiser.frame_prediction),
-            'pictures': (request.pictures, denoiser.images),
+            'prompts': (any(request.prompts or ()), 'text' in denoiser.conditions),
+            'frames': (request.frames_NTHWC is not None, 'frames' in denoiser.conditions),
+            'pictures': (request.pictures, 'image' in denoiser.conditions),
         }
         for name, (asked, trained) in asked_and_trained.items():
             if asked and not trained:
@@ -114,22 +136,22 @@ class Stage:
         """
         self.check(request)
         denoiser, count = self.denoiser, len(request)
-        stack = (denoiser.latent_shape[0],) if denoiser.images else ()
-        rows = {'image': np.full(count, request.pictures)} if denoiser.images else {}
+        stack = (denoiser.latent_shape[0],) if 'image' in denoiser.conditions else ()
+        rows = {'image': np.full(count, request.pictures)} if stack else {}
         if denoiser.classes:
             labels = np.asarray(request.labels or [-1] * count, np.int32)
             labels = np.where(labels < 0, denoiser.classes, labels).astype(np.int32)
             rows['label'] = labels[:, None].repeat(stack[0], axis=1) if stack else labels
-        if denoiser.text_shape:
+        if 'text' in denoiser.conditions:
             text, mask = self.encode_text(list(request.prompts or [''] * count))
             for name, value in {'text': text, 'text_mask': mask}.items():
                 expected = denoiser.conditions[name][len(stack) :]
                 if value.shape[1:] != expected:
                     raise ValueError(f'the encoder gives a {name} of {value.shape[1:]}, the denoiser takes {expected}')
                 rows[name] = np.broadcast_to(np.expand_dims(value, 1), (count, *stack, *expected)) if stack else value
-        if denoiser.frame_prediction:
+        if 'frames' in denoiser.conditions:
             rows |= self._given(request)
-        if denoiser.upsample > 1:
+        if 'low' in denoiser.conditions:
             expected = denoiser.conditions['low']
             if low is None or low.shape[1:] != expected:
                 got = 'none are given' if low is None else f'not {low.shape[1:]}'
@@ -190,6 +212,7 @@ class Stage:
             key_B=key_B,
             self_conditioning=self.self_conditioning,
             parametrisation=self.parametrisation,
+            last_time=self.last_time,
         )
         return z if given_BT is None else jnp.where(given_BT[..., None, None, None], given, z)
 
@@ -197,14 +220,15 @@ class Stage:
         def null(*parts: str):
             return functools.partial(without, parts=parts, classes=self.denoiser.classes, null_text=null_text)
 
-        def of(denoiser: Walt, params) -> Denoise:
-            return lambda z, t_B, cond: denoiser.apply({'params': params}, z, t_B, cond)
-
         guides = [(self.guidance, null('label', 'text')), (self.frames_guidance, null('frames'))]
-        denoise = by_condition(of(self.denoiser, params), guides, self.rescale)
-        if self.weak is None:
+        how = self.rescale, self.guidance_channels
+        denoise = by_condition(bound(self.denoiser, params), guides, *how)
+        if self.weak is not None:
+            denoise = autoguidance(denoise, bound(self.weak.denoiser, weak_params), self.weak_guidance, *how)
+        if self.classifier is None:
             return denoise
-        return autoguidance(denoise, of(self.weak.denoiser, weak_params), self.weak_guidance, self.rescale)
+        told = {'schedule': self.schedule, 'parametrisation': self.parametrisation}
+        return by_classifier(denoise, self.classifier, self.classifier_guidance, **told)
 
     def abstract_rows(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The rows of `sample_latents`, in shapes."""

@@ -23,6 +23,7 @@ from walt.nn.einsum import zeros
 from walt.nn.embeddings import rotate
 from walt.nn.norm import LayerNorm, NormParameters
 from walt.nn.remat import of_attention
+from walt.nn.segment_attention import segment_attention
 from walt.nn.shards import shards, whole
 from walt.nn.window_attention import pays, window_attention
 from walt.precision import PARAM_DTYPE
@@ -40,25 +41,31 @@ class Attention(nn.Module):
         heads: N; the width of x must be a multiple.
         qk_norm: normalise queries and keys by head.
         split: of the windows over devices.
+        use_bias: projections have a bias.
     """
 
     heads: int
     qk_norm: bool = True
     dtype: jnp.dtype = jnp.float32
     split: Split = WHOLE
+    use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x_BGPD, bias_NPP=None, angles_PA=None, alone_B=None):
+    def __call__(self, x_BGPD, bias_NPP=None, angles_PA=None, alone_B=None, ids_BL=None):
         """
         Args:
             bias_NPP: added to the logits.
-            angles_PA: of rotary positions, by which queries and keys are turned.
+            angles_PA: of rotary positions, by which queries and keys are turned; (B, 1, L, A) where rows differ.
+            ids_BL: of packed rows, given as one window of L tokens: attention within equal ids, without a bias; 0 is
+                padding (`walt.nn.segment_attention`).
             alone_B: rows whose tokens attend to themselves and to nothing else, bool. A softmax over one logit is 1, so
                 what comes out of the attention is the token's value.
         """
         length, width = x_BGPD.shape[2:]
-        fused = angles_PA is None and pays(length, length, self.heads, width // self.heads)
-        q, k, v = Heads(3, self.heads, fused, self.dtype, name='qkv')(x_BGPD)
+        if ids_BL is not None and (bias_NPP is not None or x_BGPD.shape[1] > 1):
+            raise ValueError(f'ids are of packed rows without a bias, not of {x_BGPD.shape[1]} windows or with one')
+        fused = angles_PA is None and ids_BL is None and pays(length, length, self.heads, width // self.heads)
+        q, k, v = Heads(3, self.heads, fused, self.dtype, self.use_bias, name='qkv')(x_BGPD)
         if fused:
             norms_K4 = _norms(width // self.heads) if self.qk_norm else None
             bias_NMP = None if bias_NPP is None else bias_NPP.swapaxes(1, 2)
@@ -67,12 +74,41 @@ class Attention(nn.Module):
             q, k = _normed(q, k, self.dtype) if self.qk_norm else (q, k)
             if angles_PA is not None:
                 q, k = rotate(q, angles_PA), rotate(k, angles_PA)
-            bias_1NPP = None if bias_NPP is None else bias_NPP[None].astype(self.dtype)
-            y = _attend(q, k, v, self.split, bias=bias_1NPP)
+            if ids_BL is None:
+                bias_1NPP = None if bias_NPP is None else bias_NPP[None].astype(self.dtype)
+                y = _attend(q, k, v, self.split, bias=bias_1NPP)
+            else:
+                y = segment_attention(q[:, 0], k[:, 0], v[:, 0], ids_BL)[:, None]
         y = of_attention(y)
         if alone_B is not None:
             y = jnp.where(alone_B.reshape(-1, *(1,) * (y.ndim - 1)), v, y)
-        return Out(width, self.heads, dtype=self.dtype, name='out')(y)
+        return Out(width, self.heads, dtype=self.dtype, use_bias=self.use_bias, name='out')(y)
+
+
+class SegmentPool(nn.Module):
+    """x_BLD of packed rows, segment_BL -> (B, E, D): for each of `most` clips what a learned query finds among its
+    tokens (attention pooling). A clip that is not there has zeros. Attributes as `Attention`, without biases.
+    """
+
+    most: int
+    heads: int
+    qk_norm: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BLD, segment_BL):
+        batch, _, width = x_BLD.shape
+        init = nn.with_logical_partitioning(initializers.normal(1.0), ('embed',))
+        probe_D = whole(self.param('probe', init, (width,), PARAM_DTYPE), ('embed',))
+        heads = (self.heads, False, self.dtype, False)
+        (q_111NK,) = Heads(1, *heads, name='q')(probe_D[None, None, None])
+        k_B1LNK, v_B1LNK = Heads(2, *heads, name='kv')(x_BLD[:, None])
+        q_111NK, k_B1LNK = _normed(q_111NK, k_B1LNK, self.dtype) if self.qk_norm else (q_111NK, k_B1LNK)
+        q_BENK = jnp.broadcast_to(q_111NK[:, 0], (batch, self.most, *q_111NK.shape[3:]))
+        of_clip_BEL = segment_BL[:, None] == jnp.arange(1, self.most + 1)[:, None]
+        y_BENK = jax.nn.dot_product_attention(q_BENK, k_B1LNK[:, 0], v_B1LNK[:, 0], mask=of_clip_BEL[:, None])
+        y_BENK = jnp.where(of_clip_BEL.any(-1)[..., None, None], y_BENK, 0)
+        return Out(width, self.heads, dtype=self.dtype, use_bias=False, name='out')(y_BENK[:, None])[:, 0]
 
 
 class CrossAttention(nn.Module):
@@ -112,13 +148,14 @@ class CrossAttention(nn.Module):
 class Heads(nn.Module):
     """x_BGPD -> `count` arrays: (B, G, P, N, K), or (B, G, N K, P) from a product each, as the fused kernel takes them.
 
-    The parameters are the same: `kernel`, (D, count, N, K) without a count of 1, and `bias`.
+    The parameters are the same: `kernel`, (D, count, N, K) without a count of 1, and `bias`, if it has one.
     """
 
     count: int
     heads: int
     fused: bool = False
     dtype: jnp.dtype = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x_BGPD):
@@ -128,7 +165,9 @@ class Heads(nn.Module):
         init = initializers.variance_scaling(1.0, 'fan_avg', 'uniform', [0], range(1, len(shape) + 1))
         init = nn.with_logical_partitioning(init, ('embed', *axes))
         kernel = self.param('kernel', init, (width, *shape), PARAM_DTYPE)
-        bias = self.param('bias', nn.with_logical_partitioning(zeros, axes), shape, PARAM_DTYPE)
+        bias = jnp.zeros(shape)
+        if self.use_bias:
+            bias = self.param('bias', nn.with_logical_partitioning(zeros, axes), shape, PARAM_DTYPE)
         kernel, bias = whole(kernel.astype(self.dtype), ('embed', *axes)), bias.astype(self.dtype)
         x_BGPD = x_BGPD.astype(self.dtype)
         if self.fused:
@@ -145,12 +184,15 @@ class Out(nn.Module):
     heads: int
     init: initializers.Initializer = initializers.variance_scaling(1.0, 'fan_avg', 'uniform', [0, 1], [2])
     dtype: jnp.dtype = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, y):
         shape, axes = (self.heads, self.width // self.heads, self.width), ('heads', 'head', 'embed')
         kernel = self.param('kernel', nn.with_logical_partitioning(self.init, axes), shape, PARAM_DTYPE)
-        bias = self.param('bias', nn.with_logical_partitioning(zeros, ('embed',)), (self.width,), PARAM_DTYPE)
+        bias = jnp.zeros(self.width)
+        if self.use_bias:
+            bias = self.param('bias', nn.with_logical_partitioning(zeros, ('embed',)), (self.width,), PARAM_DTYPE)
         kernel, bias = whole(kernel.astype(self.dtype), axes), whole(bias.astype(self.dtype), ('embed',))
         if y.ndim == 4:
             return jnp.einsum('BGEP,ED->BGPD', y, kernel.reshape(-1, self.width)) + bias

@@ -102,6 +102,113 @@ class SpaceTimePosition(nn.Module):
         return x_BTHWD + space_HWD + time_TD[..., None, None, :]
 
 
+class FactorisedPosition(nn.Module):
+    """Adds phi_t(t) + phi_h(h) + phi_w(w) to the tokens of clips of any size (NaViT, arXiv:2307.06304, section 3.3).
+
+    A coordinate is counted in tokens (absolute), or in shares of its clip (fractional) such that every clip is as long
+    as `extent`, whatever its size.
+
+    Attributes:
+        kind: what phi is, one of `CURVES`.
+        extent: of the grids, in tokens (t, h, w): the longest there may be, or that all are taken for.
+        fractional: coordinates are shares of the clip.
+
+    Raises:
+        ValueError: on a `kind` that is none.
+    """
+
+    kind: str
+    extent: Triple
+    fractional: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.kind not in CURVES:
+            raise ValueError(f'positions are of a kind among {sorted(CURVES)}, not {self.kind!r}')
+
+    @nn.compact
+    def __call__(self, x_BLD, place_BL3, size_BL3):
+        """`place` of every token in its clip's grid, and the `size` of that grid, both int32 (t, h, w)."""
+        at_BL3 = place_BL3.astype(jnp.float32)
+        if self.fractional:
+            at_BL3 = at_BL3 * jnp.array(self.extent, jnp.float32) / jnp.maximum(size_BL3, 1)
+        curves = CURVES[self.kind](self.extent, x_BLD.shape[-1], name='curves')
+        return x_BLD + sum(curves(at_BL3)).astype(x_BLD.dtype)
+
+
+class LearnedCurves(nn.Module):
+    """A learned vector for every whole coordinate of an axis; between two of them, the line that joins theirs.
+
+    Absolute coordinates beyond `extent`, of which nothing was learnt, give NaN.
+    """
+
+    extent: Triple
+    features: int
+
+    @nn.compact
+    def __call__(self, at_BL3):
+        def along(axis: int, letter: str):
+            axes, shape = (f'position_{letter}', 'embed'), (self.extent[axis], self.features)
+            init = nn.with_logical_partitioning(initializers.normal(0.02), axes)
+            table_ED = whole(self.param(letter, init, shape, PARAM_DTYPE), axes)
+            at_BL = at_BL3[..., axis]
+            below_BL = jnp.floor(at_BL).astype(jnp.int32)
+            share_BL1 = (at_BL - below_BL)[..., None]
+            above_BL = jnp.where(share_BL1[..., 0] > 0, jnp.minimum(below_BL + 1, shape[0] - 1), below_BL)
+            lower, upper = (jnp.take(table_ED, i_BL, axis=0, mode='fill') for i_BL in (below_BL, above_BL))
+            return lower + share_BL1 * (upper - lower)
+
+        return [along(axis, letter) for axis, letter in enumerate('thw')]
+
+
+class SineCurves(nn.Module):
+    """Sines and cosines at rates that fall geometrically from 1 to 1 / 10000; nothing is learned.
+
+    Columns, rows and frames, in this order, have channels of their own, as many each; but none where the extent is 1.
+    Those of pictures are DiT's.
+    """
+
+    extent: Triple
+    features: int
+
+    def __call__(self, at_BL3):
+        told = [axis for axis in (2, 1, 0) if self.extent[axis] > 1]
+        half = self.features // (2 * max(len(told), 1))
+        rates = jnp.asarray(10_000.0 ** -(np.arange(half) / half), jnp.float32)
+
+        def along(axis: int):
+            angles = at_BL3[..., axis, None] * rates
+            before = 2 * half * told.index(axis)
+            waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+            return jnp.pad(waves, ((0, 0),) * (waves.ndim - 1) + ((before, self.features - before - 2 * half),))
+
+        return [along(axis) for axis in told]
+
+
+class FourierCurves(nn.Module):
+    """Sines and cosines at learned rates, and a linear layer for every axis (arXiv:2106.02795)."""
+
+    extent: Triple
+    features: int
+    frequencies: int = 64
+
+    @nn.compact
+    def __call__(self, at_BL3):
+        def along(axis: int, letter: str):
+            init = nn.with_logical_partitioning(initializers.normal(1.0), ('frequency',))
+            rates = self.param(f'{letter}_rates', init, (self.frequencies // 2,), PARAM_DTYPE)
+            angles = 2 * math.pi * (at_BL3[..., axis, None] / self.extent[axis]) * rates
+            waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+            shape, axes = (self.frequencies, self.features), ('frequency', 'embed')
+            return Einsum('...F,FD->...D', shape, axes, init=initializers.normal(0.02), name=letter)(waves)
+
+        return [along(axis, letter) for axis, letter in enumerate('thw')]
+
+
+CURVES = {'learned': LearnedCurves, 'sinusoidal': SineCurves, 'fourier': FourierCurves}
+"""Kinds of phi: coordinates (..., 3) in tokens -> a vector for each axis."""
+
+
 class RelativePositionBias(nn.Module):
     """A learned bias for every head and every offset (dt, dh, dw) within a window (Swin): () -> bias_NPP."""
 
@@ -130,10 +237,18 @@ def places(window: Triple) -> np.ndarray:
 
 
 def rotary_angles(window: Triple, head: int, max_period: float = 10_000.0) -> np.ndarray:
-    """Angles of 3-D rotary positions (arXiv:2104.09864, by axis): float32 (P, head / 2), tokens in (t, h, w) order.
+    """`angles_at` of every token of a window, (P, head / 2), tokens in (t, h, w) order."""
+    return angles_at(places(window), head, max_period)
+
+
+def angles_at(place, head: int, max_period: float = 10_000.0):
+    """Angles of 3-D rotary positions (arXiv:2104.09864, by axis): places (..., 3) -> float32 (..., head / 2).
 
     Three eighths of the pairs turn with the row, as many with the column, the rest with the frame, at rates that fall
     geometrically from 1 to 1 / max_period within each.
+
+    Args:
+        place: frame, row and column of each token, an array of NumPy or of JAX, and so is the result.
 
     Raises:
         ValueError: if a head of `head` channels has less than a pair for each axis, or an odd number of channels.
@@ -142,18 +257,17 @@ def rotary_angles(window: Triple, head: int, max_period: float = 10_000.0) -> np
     of_row = 3 * pairs // 8
     if head % 2 or not of_row:
         raise ValueError(f'rotary positions in time and space take an even head width of 6 or more, not {head}')
-
-    def rates(count):
-        return max_period ** -(np.arange(count) / count)
-
     counts = (pairs - 2 * of_row, of_row, of_row)
-    parts = [places_P[:, None] * rates(count) for places_P, count in zip(places(window).T, counts)]
-    return np.concatenate(parts, axis=1).astype(np.float32)
+    # Each pair has its rate on one of the three axes and none on the others.
+    rates_3A = np.zeros((3, pairs))
+    for axis, (count, end) in enumerate(zip(counts, np.cumsum(counts))):
+        rates_3A[axis, end - count : end] = max_period ** -(np.arange(count) / count)
+    return (place[..., None] * rates_3A.astype(np.float32)).sum(-2).astype(np.float32)
 
 
 def rotate(x_BLNK, angles_LA):
     """Turns every pair (x_i, x_{i + K/2}) of a token's channels by its angle, so products see differences of places."""
     first, second = jnp.split(x_BLNK.astype(jnp.float32), 2, axis=-1)
-    cos, sin = (f(angles_LA)[:, None] for f in (jnp.cos, jnp.sin))
+    cos, sin = (f(angles_LA)[..., None, :] for f in (jnp.cos, jnp.sin))
     turned = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
     return turned.astype(x_BLNK.dtype)

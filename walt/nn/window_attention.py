@@ -239,13 +239,18 @@ def _attention_forward(heads: int, interpret: bool, *inputs):
 _attention.defvjp(_attention_forward, _attention_backward)
 
 
+def platform() -> str:
+    """What the program being traced is for: 'cpu', 'gpu' or 'tpu'."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 def pays(queries: int, keys: int, heads: int, width: int) -> bool:
     """Whether the program being traced is for TPUs, and windows are such that a kernel is there faster than einsums.
 
     They fill the lanes, and what is held of a head in VMEM fits.
     """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if (device.platform if device else jax.default_backend()) != 'tpu' or min(queries, keys) < _LANES:
+    if platform() != 'tpu' or min(queries, keys) < _LANES:
         return False
     block = _Grid(1, queries, keys, heads, width, True, True, False).block
     logits = 4 * keys * -(-queries // _LANES) * _LANES

@@ -67,6 +67,23 @@ class FrozenTokenizer:
         return _one_by_one(self.decode, z)
 
 
+NO_TOKENIZER = 'none'
+"""The `tokenizer_dir` of a denoiser of pixels."""
+
+
+@struct.dataclass
+class Pixels:
+    """In the place of a tokenizer where there is none: the latents are the pixels themselves, in [-1, 1]."""
+
+    def encode(self, video):
+        """uint8 pixels, or patches of them, -> the same as float32."""
+        return 2 * from_uint8(video) - 1
+
+    def decode(self, z):
+        """The inverse of `encode`, rounded; beyond [-1, 1] is cut off."""
+        return to_uint8((z + 1) / 2)
+
+
 def _one_by_one(coder: Callable[[jax.Array], jax.Array], x):
     coded_N1HWC = coder(x.reshape(-1, 1, *x.shape[-3:]))
     return coded_N1HWC.reshape(*x.shape[:-3], *coded_N1HWC.shape[2:])

@@ -8,7 +8,8 @@
 
 Every shard is encoded by itself, in batches of one size that start at its first clip (the last is filled up). So one
 process or several, at a stretch or interrupted, write the same bytes, as long as a device is given as many clips at a
-time; otherwise they may differ by roundings.
+time; otherwise they may differ by roundings. Of a source of clips of many sizes (`sizes_N3`) those of one size are
+encoded together, shard by shard, with a compiled program for each size.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import importlib.metadata
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from walt.data.encoded import FORMAT, NULL_TEXT, Encoded
+from walt.data.encoded import FORMAT, NULL_TEXT, SIZES, Encoded
 from walt.data.pipeline import epoch
 from walt.data.records import MANIFEST, keys_of, pack, shards_of, write_shard
 from walt.parallel.distributed import fetch, first_process, wait_for_all
@@ -116,6 +117,9 @@ def write_latents(
         mesh, rows_per_device = make_mesh(devices=jax.local_devices()), max(1, batch_size // jax.device_count())
         batch_size = rows_per_device * jax.local_device_count()
         frozen = jax.device_put(fetch(frozen), replicated(mesh))
+    pixels_N3 = np.asarray(getattr(source, 'sizes_N3', np.zeros((clips, 3))))[:clips]
+    mixed = len(np.unique(pixels_N3, axis=0)) > 1
+    sizes_N3 = _latent_sizes(frozen, pixels_N3) if mixed else None
     todo = [i for i in range(worker, len(shards), workers) if not (folder / shards[i]['file']).exists()]
 
     @jax.jit
@@ -137,11 +141,14 @@ def write_latents(
     clips_todo = sum(shards[i]['clips'] for i in todo)
     with activate(mesh), tqdm(desc='encode', total=clips_todo, unit='clip', disable=not first_process()) as bar:
         for i in todo:
-            part = _Part(source, i * shard_size, shards[i]['clips'])
-            elements = _elements(part, batch_size, encode_batch)
+            part = _Part(source, range(i * shard_size, i * shard_size + shards[i]['clips']))
+            elements = _size_by_size(part, pixels_N3, batch_size, encode_batch) if mixed else None
+            elements = elements or _elements(part, batch_size, encode_batch)
             first = next(elements)
             keys = keys_of(first)
-            _claim(folder, claim | {'keys': keys, 'shards': shards}, texts, worker)
+            if mixed:
+                keys['z']['shape'][:3] = [None] * 3
+            _claim(folder, claim | {'keys': keys, 'shards': shards}, texts, worker, sizes_N3)
             records = (pack(element, keys) for element in itertools.chain([first], elements))
             write_shard(folder / shards[i]['file'], _counted(records, bar))
     wait_for_all(f'{split} encoded')
@@ -210,8 +217,10 @@ def _check_claim(folder: Path, claim: Mapping[str, Any]) -> None:
         raise ValueError(f'{folder} was begun with something else:\n' + '\n'.join(changed))
 
 
-def _claim(folder: Path, manifest: Mapping[str, Any], texts: Texts | None, worker: int) -> None:
-    """Writes the manifest, and the null text before it, unless they are there; then they must agree."""
+def _claim(
+    folder: Path, manifest: Mapping[str, Any], texts: Texts | None, worker: int, sizes_N3: np.ndarray | None
+) -> None:
+    """Writes the manifest, and null text and mixed sizes before it, unless they are there; then they must agree."""
     _check_claim(folder, manifest)
     if (folder / MANIFEST).exists():
         return
@@ -221,6 +230,10 @@ def _claim(folder: Path, manifest: Mapping[str, Any], texts: Texts | None, worke
         null, npz = text_arrays(texts, {'caption': np.array([''])}), io.BytesIO()
         np.savez(npz, **{key: rows[0] for key, rows in null.items()})
         files = {NULL_TEXT: npz.getvalue(), **files}
+    if sizes_N3 is not None:
+        npy = io.BytesIO()
+        np.save(npy, sizes_N3)
+        files = {SIZES: npy.getvalue(), **files}
     for name, content in files.items():
         unfinished = folder / f'.{name}.{worker}'
         unfinished.write_bytes(content)
@@ -229,17 +242,35 @@ def _claim(folder: Path, manifest: Mapping[str, Any], texts: Texts | None, worke
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """The elements first, first + 1, ... of a source, `count` of them."""
+    """Some elements of a source, by number."""
 
     source: Any
-    first: int
-    count: int
+    numbers: Sequence[int]
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.numbers)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        return self.source[self.first + index]
+        return self.source[self.numbers[index]]
+
+
+def _latent_sizes(frozen: FrozenTokenizer, pixels_N3: np.ndarray) -> np.ndarray:
+    """int32 (N, 3): of the latents of clips of these sizes."""
+    sizes, which_N = np.unique(pixels_N3, axis=0, return_inverse=True)
+    latents = [frozen.module.latent_shape(*map(int, size))[:3] for size in sizes]
+    return np.array(latents, np.int32)[which_N.reshape(-1)]
+
+
+def _size_by_size(
+    part: _Part, pixels_N3: np.ndarray, batch_size: int, encode_batch: Callable[[Batch], dict[str, Any]]
+) -> Iterator[dict]:
+    """The encoded elements in order, all of which are held: those of one size come together."""
+    by_size, made = {}, {}
+    for number in part.numbers:
+        by_size.setdefault(tuple(pixels_N3[number]), []).append(number)
+    for numbers in by_size.values():
+        made |= zip(numbers, _elements(_Part(part.source, numbers), batch_size, encode_batch))
+    yield from (made.pop(number) for number in part.numbers)
 
 
 def _elements(part: _Part, batch_size: int, encode_batch: Callable[[Batch], dict[str, Any]]) -> Iterator[dict]:

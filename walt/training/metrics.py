@@ -11,12 +11,14 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 
-def by_bin(value_B: jax.Array, place_B: jax.Array, bins: int) -> jax.Array:
+def by_bin(value_B: jax.Array, place_B: jax.Array, bins: int, where_B: jax.typing.ArrayLike = True) -> jax.Array:
     """A metric by where in [0, 1] its rows are, in equal bins: (2, bins), sums of the values and counts of the rows.
 
-    So it can be averaged over micro-batches and steps, some of which have no row in a bin; `means` divides.
+    So it can be averaged over micro-batches and steps, some of which have no row in a bin; `means` divides. Rows where
+    `where_B` is False are left out.
     """
     in_bin_BK = jnp.clip(jnp.floor(place_B * bins), 0, bins - 1)[:, None] == jnp.arange(bins)
+    in_bin_BK &= jnp.reshape(where_B, (-1, 1))
     return jnp.stack([(in_bin_BK * value_B[:, None]).sum(0), in_bin_BK.sum(0).astype(value_B.dtype)])
 
 

@@ -1,0 +1,1 @@
+"""NaViT: a classifier of packed pictures and clips."""
