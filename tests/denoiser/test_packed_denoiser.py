@@ -163,6 +163,18 @@ def test_windows_number_the_tiles_of_every_clip_and_those_at_the_border_are_smal
     np.testing.assert_array_equal(whole, row['segment'])
 
 
+@pytest.mark.parametrize('window', [(1, 2, 2), (2, 0, 3), (2, 2, 1)])
+def test_two_tokens_have_one_number_where_clip_and_window_are_the_same(window):
+    row = packed(clips())
+    ids, segment, place = (
+        np.asarray(x)[0, :64]
+        for x in (window_ids(row['segment'], row['place'], row['size'], window), row['segment'], row['place'])
+    )
+    box = place // np.array([extent or 99 for extent in window])
+    same = (segment[:, None] == segment) & (box[:, None] == box).all(-1)
+    np.testing.assert_array_equal(ids[:, None] == ids, same)
+
+
 @pytest.mark.parametrize('patch', [1, 2])
 def test_a_row_that_one_clip_fills_is_walt(patch, random_inputs, random_parameters):
     """With the same parameters, rotary positions, and a table of places that is a sum of those of rows and columns."""

@@ -1,0 +1,122 @@
+"""A denoiser of packed rows, trained and sampled by the programs."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import binary, run_here
+
+from configs import digits_packed
+from walt import build, restore
+from walt.data.packing import Packed
+from walt.denoiser.walt import Walt
+from walt.parallel.mesh import make_mesh
+from walt.tokenizer.frozen import Pixels
+
+
+def tiny_config():
+    config = digits_packed.get_config('smoke').to_dict()
+    config |= {'batch_size': 2, 'steps': 2, 'checkpoint_every': 1, 'validate_every': 2, 'log_every': 1}
+    config['denoiser'] |= {'width': 16, 'depth': 2, 'heads': 1}
+    config['sampler'] |= {'steps': 3}
+    return config
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """`workdir` of two steps, `state` after them, `config`."""
+    folder, config = tmp_path_factory.mktemp('packed') / 'run', tiny_config()
+    return SimpleNamespace(workdir=folder, config=config, state=binary('train_denoiser').train(config, str(folder)))
+
+
+def test_a_run_tells_how_full_its_rows_are_and_how_many_clips_it_saw(run):
+    lines = [json.loads(line) for line in (run.workdir / 'metrics.jsonl').read_text().splitlines()]
+    trained = [line for line in lines if 'train/loss' in line]
+    assert [line['step'] for line in trained] == [1, 2]
+    assert all(line['train/filled'] > 0.8 and line['train/clips'] > 2 for line in trained)
+    assert any('validation/loss' in line for line in lines)
+
+
+def test_a_run_that_goes_on_is_the_unbroken_run(run, tmp_path):
+    copy = shutil.copytree(run.workdir, tmp_path / 'run')
+    shutil.rmtree(copy / 'checkpoints' / '2')
+    again = binary('train_denoiser').train(run.config, str(copy))
+    for one, other in zip(*(map(np.asarray, leaves(state.params)) for state in (again, run.state)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def leaves(tree):
+    for value in tree.values():
+        yield from leaves(value) if isinstance(value, dict) else [value]
+
+
+def test_the_program_writes_clips_of_every_shape_and_says_how(run, tmp_path):
+    argv = [f'--workdir={run.workdir}', f'--out={tmp_path}', '--shapes=1x16x16,1x8x24', '--labels=3,5', '--rows=1']
+    run_here('sample_packed', *argv)
+    record = json.loads((tmp_path / 'samples.json').read_text())
+    assert record['shapes'] == ['1x16x16', '1x8x24'] and record['labels'] == [3, 5] and record['step'] == 2
+    assert record['sampler']['steps'] == 3 and len(record['files']) == 4
+    sizes = [Image.open(tmp_path / file).size for file in record['files']]
+    assert sizes == [(16, 16)] * 2 + [(24, 8)] * 2
+    assert Image.open(tmp_path / '1x8x24.png').size == (28, 22)
+
+
+def test_what_is_no_shape_is_refused():
+    program = binary('sample_packed')
+    assert program.read_shape('17x128x224') == (17, 128, 224)
+    for text in ('128x224', '1x2xthree'):
+        with pytest.raises(ValueError, match=f"FRAMESxHEIGHTxWIDTH, such as 17x128x224, not '{text}'"):
+            program.read_shape(text)
+
+
+def test_runs_of_packed_rows_and_others_are_told_apart(run, trained):
+    with pytest.raises(ValueError, match=r'packed rows: sample it with `python -m walt.sample_packed`'):
+        restore.stage(str(run.workdir), make_mesh())
+    with pytest.raises(ValueError, match='holds a Walt, no denoiser of packed rows'):
+        restore.packed_stage(str(trained.folder / 'denoiser'), make_mesh())
+
+
+def test_a_packed_run_starts_from_another_with_rows_of_another_length(run, tmp_path):
+    config = tiny_config() | {'start': {'denoiser_dir': str(run.workdir)}}
+    config['denoiser'] |= {'length': 64}
+    module = build.denoiser(config['denoiser'], 'float32')
+    started = restore.starting_denoiser(config['start'], module, run.state.params, make_mesh())
+    for one, other in zip(leaves(started), leaves(run.state.ema), strict=True):
+        np.testing.assert_array_equal(one, other)
+    other = build.denoiser(config['denoiser'] | {'classes': 7}, 'float32')
+    with pytest.raises(ValueError, match='classes: 10 there, 7 here'):
+        restore.starting_denoiser(config['start'], other, run.state.params, make_mesh())
+
+
+@pytest.mark.parametrize(
+    ('section', 'changes', 'told'),
+    [
+        ('data', {'length': 64}, 'length: 64 of the data, 128 of the denoiser'),
+        ('data', {'most': 3}, 'most: 3 of the data, 12 of the denoiser'),
+        ('denoiser', {'classes': 9}, 'classes: 10 of the data, 9 of the denoiser'),
+        ('denoiser', {'patch': 2}, r'patch: \(1, 4, 4\) of the data, \(1, 2, 2\) of the denoiser'),
+        ('denoiser', {'position': 'learned', 'extent': (1, 2, 2)}, r'positions are learned as far as \(1, 2, 2\)'),
+    ],
+)
+def test_data_that_do_not_fit_the_denoiser_are_refused_with_both_values(section, changes, told):
+    config = tiny_config()
+    config[section] = config[section] | changes
+    source = build.source(config['data'], 'train')
+    denoiser = build.denoiser(config['denoiser'], 'float32')
+    with pytest.raises(ValueError, match=told):
+        binary('train_denoiser').check_packed(denoiser, Pixels(), source, None)
+
+
+def test_pixels_latents_and_tokenizers_go_together(small_tokenizer):
+    check, config = binary('train_denoiser').check_packed, tiny_config()
+    denoiser, source = build.denoiser(config['denoiser'], 'float32'), build.source(config['data'], 'train')
+    assert isinstance(source, Packed)
+    with pytest.raises(ValueError, match="data are pixels, and tokenizer_dir is 'none' for pixels alone"):
+        check(denoiser, small_tokenizer, source, None)
+    with pytest.raises(ValueError, match="takes data named 'packed', not MixedDigits"):
+        check(denoiser, Pixels(), source.source, None)
+    with pytest.raises(ValueError, match='only denoisers of packed rows take pixels'):
+        binary('train_denoiser').check_shapes(Walt((1, 8, 8, 3)), Pixels(), source.source, None)
