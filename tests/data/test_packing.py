@@ -117,7 +117,7 @@ def test_large_clips_are_not_left_out_more_than_small_ones():
     """Of the stream's first thousand clips, those in the first rows are of the sizes that the stream has."""
     rows = packed(digits(), length=64, resolution=TruncatedNormal(12, 32), dropping=Beta(0.3, 0.8))
     numbers = [number for row in range(300) for number in rows.plan.row(row)]
-    epochs = [rows._epoch(epoch).kept_N for epoch in range(max(numbers) // 400 + 1)]
+    epochs = [rows.kept_tokens(epoch) for epoch in range(max(numbers) // 400 + 1)]
     all_tokens = np.concatenate(epochs)[: max(numbers) + 1]
     missing = np.delete(all_tokens, numbers)
     assert len(missing) < 16 * 8 and np.concatenate(epochs)[numbers].max() == all_tokens.max()
