@@ -1,6 +1,7 @@
 """Attention within segments of packed rows: the kernels, interpreted, are the mask; padding has no part in anything."""
 
 import functools
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,9 @@ import pytest
 from walt.nn import segment_attention as module
 from walt.nn.attention import Attention
 from walt.nn.segment_attention import by_mask, by_splash, by_triton, segment_attention
+from walt.parallel.mesh import make_mesh
+from walt.parallel.rules import activate, batch_sharding
+from walt.planning.topology import compile_for_tpu, topology
 
 KERNELS = {'splash': by_splash, 'triton': by_triton}
 
@@ -95,3 +99,22 @@ def test_a_platform_without_a_way_is_an_error(row, monkeypatch):
     monkeypatch.setattr(module, 'platform', lambda: 'abacus')
     with pytest.raises(ValueError, match="\\['cpu', 'gpu', 'tpu'\\], not for 'abacus'"):
         segment_attention(*row)
+
+
+@pytest.mark.parametrize('width', [16, 24])
+def test_the_kernel_for_gpus_is_lowered_forward_and_backward(width):
+    """Compiling it takes a GPU; what Triton is given is made here."""
+    q, ids = jax.ShapeDtypeStruct((2, 256, 2, width), jnp.bfloat16), jax.ShapeDtypeStruct((2, 256), jnp.int32)
+    step = jax.jit(functools.partial(value_and_gradients, by_triton))
+    assert step.trace(q, q, q, ids).lower(lowering_platforms=('cuda',)).as_text().count('stablehlo.custom_call') == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason="needs libtpu: pip install -e '.[tpu]'")
+def test_the_kernel_for_tpus_compiles_on_devices_that_share_rows_and_heads():
+    mesh = make_mesh(devices=topology('v5p:2x2x1').devices(), data=2, tensor=2)
+    q, ids = jax.ShapeDtypeStruct((4, 384, 4, 72), jnp.bfloat16), jax.ShapeDtypeStruct((4, 384), jnp.int32)
+    step = functools.partial(value_and_gradients, segment_attention)
+    with activate(mesh):
+        compiled = compile_for_tpu(step, q, q, q, ids, in_shardings=(batch_sharding(mesh),) * 4)
+    assert compiled.fits and compiled.text.count('custom_call_target="tpu_custom_call"') == 3

@@ -109,3 +109,9 @@ def test_attributes_end_where_they_end_whatever_is_quoted():
     assert inner.attribute('kind') == 'kLoop'
     assert inner.attribute('metadata') == '{op_name="a, b=c{" id=1}'
     assert inner.attribute('nothing') == ''
+
+
+def test_what_a_kernel_says_about_itself_in_lines_of_its_own_ends_no_computation():
+    kernel = '  %k.0 = f32[4]{0} custom-call(%g.0), frontend_attributes={kernel_metadata={\n"block": "128"\n}}, api=1\n'
+    module = parse(NESTED.replace('  %inner = ', kernel + '  %inner = '))
+    assert 'k.0' in module.computations['inner_body'] and module.computations['inner_body']['r.0'].root

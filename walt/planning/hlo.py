@@ -149,7 +149,7 @@ def parse(text: str) -> Module:
             if header:
                 current = computations.setdefault(header[2], {})
                 entry = header[2] if header[1] else entry
-        elif line.startswith('}'):
+        elif line.startswith('}') and not line.startswith('}}'):  # which ends what a kernel says about itself
             current = None
         else:
             instruction = _instruction(line)
