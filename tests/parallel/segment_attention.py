@@ -1,4 +1,4 @@
-"""Attention in packed rows on four virtual devices that share rows and heads; `test_segment_attention_devices.py` runs it.
+"""Attention in packed rows on four virtual devices that share rows and heads; `test_segment_attention_devices.py`.
 
 Prints, as JSON, {WAY: {'error': the largest of outputs and gradients against one device and the mask, 'scale': the
 largest of those, 'forward': {'KIND AXES': bytes of the forward pass's collectives}}}.
