@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import binary
 
 from walt import build
-from walt.batches import latent_batch
+from walt.batches import latent_batch, packed_batch
 from walt.data.moving_digits import MovingDigits
 from walt.data.video_io import write_mp4
 from walt.denoiser.conditions import text_shape
@@ -27,6 +27,7 @@ from walt.generation.packed_stage import PackedStage
 from walt.generation.stage import Stage
 from walt.parallel.mesh import make_mesh
 from walt.tokenizer.autoencoder import Tokenizer
+from walt.training.classifier_step import make_classifier_step
 from walt.training.denoiser_step import make_denoiser_step
 from walt.training.packed_step import make_packed_step
 from walt.training.state import create
@@ -104,7 +105,7 @@ def test_every_config_builds_its_objects_and_its_smoke_mode_takes_a_step_in_shap
     config['data'] = with_roots(config['data'], roots)
     source, held_out = (build.source(config['data'], split) for split in ('train', 'validation'))
     assert min(len(source), len(held_out)) >= (1 if brought else config['batch_size'])
-    packed = config.get('denoiser', {}).get('name') == 'packed'
+    packed = config['data']['name'] == 'packed'
     video_shape = None if packed else source[0]['video'].shape
     optimizer = build.optimizer(config['optimizer'], config['steps'])
     if 'tokenizer' in config:
@@ -119,6 +120,22 @@ def test_every_config_builds_its_objects_and_its_smoke_mode_takes_a_step_in_shap
 
         def step(state, batch, key):
             return whole_step(state, perceptual, batch, key)
+    elif 'classifier' in config:
+        classifier = build.classifier(config)
+        binary('train_classifier').check_fits(classifier, source)
+        batch = packed_batch(classifier, source.length, source.most, config['batch_size'])
+        read = np.stack([source[row]['tokens'] for row in range(config['batch_size'])])
+        assert (batch['tokens'].shape, batch['tokens'].dtype) == (read.shape, read.dtype)
+        whole_step = make_classifier_step(
+            classifier, build.noising(config['noising']), optimizer, config['ema_decay'], config['accumulation']
+        )
+
+        def new(key):
+            init = build.init_classifier(classifier)
+            return create(init, optimizer, make_mesh(), key, ema_decay=config['ema_decay'])[0]
+
+        def step(state, batch, key):
+            return whole_step(state, None, batch, key)
     else:
         build.check_keys(config, build.DENOISER_KEYS)
         denoiser = build.denoiser(config['denoiser'], config['dtype'])

@@ -209,8 +209,9 @@ def test_a_trained_classifier_may_be_the_judge_of_samples(classifier_dir, traine
 
 
 def test_what_is_no_classifier_does_not_judge(trained, tmp_path):
+    sizes = ['--held_out=4', '--perceptual=none']
     with pytest.raises(ValueError, match='tokenizer holds no classifier'):
-        run_here('evaluate', f'--workdir={trained.folder}/denoiser', f'--judge={trained.folder}/tokenizer')
+        run_here('evaluate', f'--workdir={trained.folder}/denoiser', f'--judge={trained.folder}/tokenizer', *sizes)
 
 
 def test_packed_samples_are_counted_by_shape_and_class(program):

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in ROOT.glob('configs/*.py') if path.stem not in ('__init__', 'common'))
 
 # Of the others each takes up to ten seconds to trace.
-QUICK = {'quickstart_denoiser'}
+QUICK = {'quickstart_denoiser', 'navit_classifier'}
 
 
 @pytest.fixture(scope='module')
@@ -65,6 +65,8 @@ def test_every_config_at_full_size_has_a_plan_within_a_minute_without_its_data(n
     if result['task'] == 'tokenizer':
         init = build.init_tokenizer(build.tokenizer(config['tokenizer'], config['dtype']), result['clip'])
         rows = 1
+    elif result['task'] == 'classifier':
+        init, rows = build.init_classifier(build.classifier(config)), 1
     else:
         denoiser = build.denoiser(config['denoiser'], config['dtype'])
         init = build.init_denoiser(denoiser)

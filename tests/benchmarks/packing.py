@@ -32,7 +32,7 @@ ROUNDS, TURN = 30, 30.0
 
 def rows_by_arm(config: dict, split: str) -> dict[str, Packed]:
     packed = build.source(config['data'] | {'dropping': {'name': 'keep'}}, split)
-    longest = int(max(packed._epoch(epoch).kept_N.max() for epoch in range(3)))
+    longest = int(max(packed.kept_tokens(epoch).max() for epoch in range(3)))
     return {'packed': packed, 'padded': dataclasses.replace(packed, length=longest, most=1)}
 
 

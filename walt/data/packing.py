@@ -86,15 +86,9 @@ class Packed:
             raise ValueError(f"keys {tuple(self.keys)} and 'video' or 'z' must be among {sorted(present)}")
         if len(self.patch) != 3 or min(self.patch) < 1:
             raise ValueError(f'patch has three extents of 1 or more, not {tuple(self.patch)}')
-        epoch = functools.lru_cache(maxsize=4)(self._new_epoch)
-        object.__setattr__(self, '_epoch', epoch)
+        object.__setattr__(self, '_epoch', functools.lru_cache(maxsize=4)(self._new_epoch))
         plan = RowPlan(
-            lambda number: epoch(number).kept_N,
-            len(self.source),
-            self.length,
-            self.most,
-            self.open_rows,
-            None if self.repeat else 1,
+            self.kept_tokens, len(self.source), self.length, self.most, self.open_rows, None if self.repeat else 1
         )
         object.__setattr__(self, 'plan', plan)
 
@@ -112,6 +106,10 @@ class Packed:
         most_N = np.rint([t_N, top_N * aspect_N / ph, top_N / aspect_N / pw]).clip(1, self.length // t_N)
         return tuple(int(extents.max()) for extents in (t_N, *most_N[1:]))
 
+    def kept_tokens(self, epoch: int) -> np.ndarray:
+        """int (len(source),): how many tokens of every clip of an epoch are packed, in the order of the stream."""
+        return self._epoch(epoch).kept_N
+
     def __len__(self) -> int:
         return sys.maxsize if self.repeat else len(self.plan)
 
@@ -127,7 +125,11 @@ class Packed:
 
     def _new_epoch(self, number: int) -> _Epoch:
         count, stream = len(self.source), (self.seed, self.split)
-        order_N = np.argsort(stream_bits(*stream, 'order', number, count)) if self.shuffle else np.arange(count)
+        order_N = (
+            np.argsort(stream_bits(*stream, 'order', number, count), kind='stable')
+            if self.shuffle
+            else np.arange(count)
+        )
         side_u_N, drop_u_N = stream_uniform(*stream, 'packing', number, 2 * count).reshape(2, count)
         grid_N3 = self._grids(side_u_N, self.source.sizes_N3[order_N])
         tokens_N = grid_N3.prod(1)
@@ -143,7 +145,7 @@ class Packed:
         clip = tokens.from_clip(fitted(element, grid * np.array(self.patch)), self.patch)
         if kept_N[place] < len(clip['tokens']):
             bits = stream_bits(self.seed, self.split, 'kept', number, len(clip['tokens']))
-            stay = np.sort(np.argsort(bits)[: kept_N[place]])
+            stay = np.sort(np.argsort(bits, kind='stable')[: kept_N[place]])
             clip |= {name: clip[name][stay] for name in ('tokens', 'place')}
         return clip | {key: element[key] for key in self.keys} | {'index': np.int32(number)}
 

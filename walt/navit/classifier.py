@@ -31,8 +31,9 @@ class Classifier:
         if t_BE is None and self.module.timed:
             t_BE = jnp.zeros(rows['size'].shape[:2])
         names = ('segment', 'place', 'size')
-        z_BLC = jnp.where((rows['segment'] > 0)[..., None], centred(rows['tokens']), 0)
-        return self.module.apply({'params': self.params}, z_BLC, *(rows[name] for name in names), t_BE)
+        return self.module.apply(
+            {'params': self.params}, centred(rows['tokens']), *(rows[name] for name in names), t_BE
+        )
 
     def log_prob(self, z_BTHWC, t_B, cond):
         """log p(label | z_t, t), (B,): what classifier guidance takes the gradient of by z_t (`LogProb`).
