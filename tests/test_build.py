@@ -22,7 +22,7 @@ from walt.denoiser.walt import Walt
 from walt.diffusion.guidance import Interval, PowerCosine
 from walt.diffusion.loss import DenoisingLoss
 from walt.diffusion.schedules import ContinuousLinear, Cosine, DiscreteLinear, RectifiedFlow
-from walt.diffusion.steppers import Ddim, DpmSolverPlusPlus2M, Heun
+from walt.diffusion.steppers import Ddim, DpmSolverPlusPlus2M, Heun, LearnedAncestral
 from walt.generation.packed_stage import PackedStage
 from walt.generation.stage import Stage
 from walt.parallel.mesh import make_mesh
@@ -232,8 +232,9 @@ def test_sections_of_the_diffusion_options_become_what_they_name():
     assert flow == RectifiedFlow(3.0, (0.0, 1.0))
     section = {'parametrisation': 'flow', 'min_snr_gamma': 5.0}
     assert build.loss(section, flow) == DenoisingLoss(flow, 'flow', min_snr_gamma=5.0)
-    section = {'steps': 7, 'guidance': 1.5, 'rescale': 0.7}
+    section = {'steps': 7, 'guidance': 1.5, 'rescale': 0.7, 'guidance_channels': 3, 'last_time': 0.1}
     steppers = {'ancestral': Ddim(1.0), 'heun': Heun(), 'dpm_solver_pp_2m': DpmSolverPlusPlus2M()}
+    steppers |= {'learned_ancestral': LearnedAncestral()}
     for name, stepper in steppers.items():
         assert build.sampler({'name': name, **section}) == {'stepper': stepper, **section}
     scales = {
