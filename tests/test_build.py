@@ -140,6 +140,7 @@ def test_every_config_builds_its_objects_and_its_smoke_mode_takes_a_step_in_shap
         build.check_keys(config, build.DENOISER_KEYS)
         denoiser = build.denoiser(config['denoiser'], config['dtype'])
         assert brought or denoiser.classes in (0, source.num_classes)
+        packed = config['denoiser']['name'] == 'packed'
         of_sampler = build.packed_sampler if packed else build.sampler
         schedule, sampler = build.schedule(config['schedule']), of_sampler(config['sampler'])
         loss, conditioning = build.loss(config['loss'], schedule), build.conditioning(config['conditioning'], schedule)
