@@ -22,7 +22,7 @@ from walt.denoiser.walt import Walt
 from walt.diffusion.guidance import Interval, PowerCosine
 from walt.diffusion.loss import DenoisingLoss
 from walt.diffusion.schedules import ContinuousLinear, Cosine, DiscreteLinear, RectifiedFlow
-from walt.diffusion.steppers import Ddim, DpmSolverPlusPlus2M, Heun
+from walt.diffusion.steppers import Ddim, DpmSolverPlusPlus2M, Heun, LearnedAncestral
 from walt.generation.packed_stage import PackedStage
 from walt.generation.stage import Stage
 from walt.parallel.mesh import make_mesh
@@ -140,6 +140,7 @@ def test_every_config_builds_its_objects_and_its_smoke_mode_takes_a_step_in_shap
         build.check_keys(config, build.DENOISER_KEYS)
         denoiser = build.denoiser(config['denoiser'], config['dtype'])
         assert brought or denoiser.classes in (0, source.num_classes)
+        packed = config['denoiser']['name'] == 'packed'
         of_sampler = build.packed_sampler if packed else build.sampler
         schedule, sampler = build.schedule(config['schedule']), of_sampler(config['sampler'])
         loss, conditioning = build.loss(config['loss'], schedule), build.conditioning(config['conditioning'], schedule)
@@ -232,8 +233,9 @@ def test_sections_of_the_diffusion_options_become_what_they_name():
     assert flow == RectifiedFlow(3.0, (0.0, 1.0))
     section = {'parametrisation': 'flow', 'min_snr_gamma': 5.0}
     assert build.loss(section, flow) == DenoisingLoss(flow, 'flow', min_snr_gamma=5.0)
-    section = {'steps': 7, 'guidance': 1.5, 'rescale': 0.7}
+    section = {'steps': 7, 'guidance': 1.5, 'rescale': 0.7, 'guidance_channels': 3, 'last_time': 0.1}
     steppers = {'ancestral': Ddim(1.0), 'heun': Heun(), 'dpm_solver_pp_2m': DpmSolverPlusPlus2M()}
+    steppers |= {'learned_ancestral': LearnedAncestral()}
     for name, stepper in steppers.items():
         assert build.sampler({'name': name, **section}) == {'stepper': stepper, **section}
     scales = {

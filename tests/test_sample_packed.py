@@ -120,3 +120,23 @@ def test_pixels_latents_and_tokenizers_go_together(small_tokenizer):
         check(denoiser, Pixels(), source.source, None)
     with pytest.raises(ValueError, match='only denoisers of packed rows take pixels'):
         binary('train_denoiser').check_shapes(Walt((1, 8, 8, 3)), Pixels(), source.source, None)
+
+
+def test_latents_of_many_sizes_are_encoded_trained_on_and_decoded(trained, tmp_path):
+    """The way of `configs/dit_packed.py`: fitted pictures, `walt.encode`, rows of latents, pixels again."""
+    tokenizer, config = str(trained.folder / 'tokenizer'), tiny_config()
+    digits = {'name': 'mixed_digits', 'pictures': 24}
+    sides = {'name': 'uniform', 'low': 8.0, 'high': 20.0}
+    config['data'] = {'name': 'fitted', 'source': digits, 'patch': (4, 4), 'most': 32, 'resolution': sides}
+    config['denoiser'] |= {'channels': 3, 'patch': 1, 'length': 64, 'most': 8}
+    for split in ('train', 'validation'):
+        binary('encode').encode(config, tokenizer, str(tmp_path / 'latents'), split)
+    encoded = {'name': 'encoded', 'root': str(tmp_path / 'latents')}
+    config['data'] = {'name': 'packed', 'source': encoded, 'patch': (1, 1, 1), 'length': 64, 'most': 8}
+    program, workdir = binary('train_denoiser'), str(tmp_path / 'run')
+    with pytest.raises(ValueError, match="data are latents, and tokenizer_dir is 'none' for pixels alone"):
+        program.train(config, workdir)
+    program.train(config | {'tokenizer_dir': tokenizer}, workdir)
+    stage, _, step = restore.packed_stage(workdir, make_mesh())
+    clips = stage.clips([(1, 12, 20), (5, 8, 8)], [1, 2], seed=0, rows=1)
+    assert step == 2 and [clip.shape for clip in clips] == [(1, 12, 20, 3), (5, 8, 8, 3)]

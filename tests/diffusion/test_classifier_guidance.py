@@ -88,10 +88,12 @@ def test_the_variance_of_a_denoiser_stays_its_own(inputs):
     assert np.abs(guided[:, :2] - plain(*inputs)[:, :2]).max() > 0.1
 
 
-def test_where_z_says_nothing_nothing_is_added(inputs):
-    z, _, cond = inputs
-    plain = denoiser(DiscreteLinear(), 'v', False)
-    guided = by_classifier(plain, lambda z, t_B, cond: z.sum(1), 5.0, schedule=DiscreteLinear(), parametrisation='v')
+@pytest.mark.parametrize(('schedule', 'parametrisation'), [(DiscreteLinear(), 'v'), (RectifiedFlow(), 'flow')], ids=str)
+def test_where_z_says_nothing_nothing_is_added(schedule, parametrisation, inputs):
+    """Whatever the classifier says: this one is wrong at t = 1."""
+    (z, _, cond), told = inputs, dict(schedule=schedule, parametrisation=parametrisation)
+    plain = denoiser(schedule, parametrisation, False)
+    guided = by_classifier(plain, lambda z, t_B, cond: z.sum(1), 5.0, **told)
     np.testing.assert_array_equal(guided(z, jnp.ones(6), cond), plain(z, jnp.ones(6), cond))
 
 

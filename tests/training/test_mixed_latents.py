@@ -58,3 +58,26 @@ def test_the_same_command_goes_on_and_ends_with_the_same_bytes(root, frozen, tmp
         write_latents(tmp_path, 'train', frozen, SOURCE, worker=worker, workers=2, **options)
     one, other = ({path.name: path.read_bytes() for path in (r / 'train').iterdir()} for r in (root, tmp_path))
     assert one == other and 'sizes.npy' in one
+
+
+class Turns:
+    """Two sizes that take turns."""
+
+    num_classes = 10
+    sizes_N3 = np.array([(1, 8, 8), (1, 4, 12)] * 3)
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng(index)
+        return {'video': rng.integers(0, 256, (*self.sizes_N3[index], 3)).astype(np.uint8), 'label': np.int32(index)}
+
+
+def test_clips_stay_in_order_where_those_of_one_size_are_encoded_together(frozen, tmp_path):
+    options = {'origin': ORIGIN, 'mesh': make_mesh(), 'batch_size': 2, 'shard_size': 6}
+    write_latents(tmp_path, 'train', frozen, Turns(), **options)
+    latents = Encoded(tmp_path, 'train')
+    assert [int(latents[i]['label']) for i in range(6)] == list(range(6))
+    for i in range(6):
+        np.testing.assert_allclose(latents[i]['z'], frozen.encode(Turns()[i]['video'][None])[0], atol=1e-5)
