@@ -199,7 +199,7 @@ def test_safetensors_that_are_written_are_read_back_and_a_file_appears_when_it_i
     for name, array in arrays.items():
         np.testing.assert_array_equal(read[name], array, strict=True)
     before = path.read_bytes()
-    with pytest.raises(Exception, match='[Nn]one|object|dtype'):
+    with pytest.raises(Exception, match=r'object|dtype'):
         write_safetensors(path, arrays | {'c': np.array([None])}, {})
     assert path.read_bytes() == before and [entry.name for entry in tmp_path.iterdir()] == ['model.safetensors']
 
