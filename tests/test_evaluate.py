@@ -94,7 +94,7 @@ def test_real_clips_are_found_by_their_captions_and_others_are_not(program, held
 
 
 STAGE = SimpleNamespace(
-    denoiser=SimpleNamespace(text_shape=(), conditions={}, frame_prediction=True),
+    denoiser=SimpleNamespace(conditions={'frames': (3, 6, 6, 3)}),
     clip_shape=(9, 24, 24, 3),
     most_given=2,
     frozen=SimpleNamespace(module=SimpleNamespace(clip_shape=lambda *extent: (5, 1, 1, 3))),

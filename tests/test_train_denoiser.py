@@ -220,9 +220,9 @@ def test_data_encoder_and_denoiser_that_fit_are_not_refused(program, small_token
 def test_one_frame_at_least_is_left_to_predict(program):
     conditioning = Conditioning(DiscreteLinear(), given_frames=(1, 2))
     for frames, prediction in [(3, True), (2, False)]:
-        program.check_given(SimpleNamespace(frame_prediction=prediction, latent_shape=(frames, 4, 4, 3)), conditioning)
+        program.check_given(Walt((frames, 8, 8, 3), frame_prediction=prediction), conditioning)
     with pytest.raises(ValueError, match='go up to 2, and a clip has 2 latent frames'):
-        program.check_given(SimpleNamespace(frame_prediction=True, latent_shape=(2, 4, 4, 3)), conditioning)
+        program.check_given(Walt((2, 8, 8, 3), frame_prediction=True), conditioning)
 
 
 def test_a_batch_has_all_that_the_denoiser_has_a_use_for_and_nothing_else(program):

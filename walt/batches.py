@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from walt import build
-from walt.denoiser.conditions import abstract
-from walt.denoiser.walt import Walt
+from walt.denoiser.conditions import Denoiser, abstract
 
 # Sources whose clips are of one frame, which no key says.
 _IMAGES = {'image_folder'}
@@ -24,15 +23,16 @@ def pixel_batch(batch: Mapping[str, jax.ShapeDtypeStruct], clip: tuple[int, ...]
     return pixels
 
 
-def latent_batch(denoiser: Walt, rows: int, stacks: int) -> dict[str, jax.ShapeDtypeStruct]:
+def latent_batch(denoiser: Denoiser, rows: int, stacks: int) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch of latents, in shapes: what `training.conditions.latent_rows` takes, with `stacks` for every clip."""
     shape = tuple(denoiser.latent_shape)
     of_row = {name: denoiser.conditions[name] for name in ('label', 'text', 'text_mask') if name in denoiser.conditions}
-    of_clip = {name: shape[1:] if denoiser.images else shape for name, shape in of_row.items()} | {'z': shape}
-    if denoiser.upsample > 1:
+    stacked = 'image' in denoiser.conditions
+    of_clip = {name: shape[1:] if stacked else shape for name, shape in of_row.items()} | {'z': shape}
+    if 'low' in denoiser.conditions:
         of_clip['low'] = denoiser.conditions['low']
     batch = abstract(of_clip, rows)
-    if denoiser.images:
+    if stacked:
         wide = {name: of_clip[name] for name in ('z', 'low') if name in of_clip}
         of_stack = {name: (stacks, *shape) for name, shape in (of_row | wide).items()}
         batch |= {f'images_{name}': leaf for name, leaf in abstract(of_stack, rows).items()}

@@ -19,7 +19,8 @@ from walt.data.joint import Joint
 from walt.data.mosaic import Mosaic
 from walt.data.moving_digits import MovingDigits
 from walt.data.video_folder import VideoFolder
-from walt.denoiser.conditions import NullText, abstract
+from walt.denoiser.conditions import Denoiser, NullText, abstract, text_shape
+from walt.denoiser.dit import Dit
 from walt.denoiser.walt import Walt
 from walt.diffusion.guidance import Interval, PowerCosine
 from walt.diffusion.loss import DenoisingLoss
@@ -50,7 +51,7 @@ BOTTLENECKS = {'none': Continuous, 'kl': Kl, 'vq': Vq, 'lfq': Lfq, 'fsq': Fsq}
 DISCRIMINATORS = {'none': lambda dtype: None, 'residual_3d': Discriminator}
 PERCEPTUAL = {'none': lambda dtype: None, 'squeezenet': squeezenet_distance, 'vgg': vgg_distance}
 TEXT_ENCODERS = {'none': lambda: None, 'wordllama': WordLlama, 'minilm': MiniLm, 't5': T5}
-DENOISERS = {'walt': Walt}
+DENOISERS = {'walt': Walt, 'dit': Dit}
 SCHEDULES = {
     'discrete_linear': DiscreteLinear,
     'continuous_linear': ContinuousLinear,
@@ -149,7 +150,7 @@ def text_encoder(section: Mapping[str, Any]) -> TextEncoder | None:
     return construct('text', section, TEXT_ENCODERS)
 
 
-def denoiser(section: Mapping[str, Any], dtype: str) -> Walt:
+def denoiser(section: Mapping[str, Any], dtype: str) -> Denoiser:
     return construct('denoiser', section, DENOISERS, dtype=compute_dtype(dtype))
 
 
@@ -203,19 +204,19 @@ def init_tokenizer(module: Tokenizer, video_shape: tuple[int, ...]) -> Callable[
     return lambda key: module.init(key, jnp.zeros((1, *video_shape)))
 
 
-def init_denoiser(module: Walt) -> Callable[[jax.Array], Any]:
+def init_denoiser(module: Denoiser) -> Callable[[jax.Array], Any]:
     """key -> variables."""
 
     def init(key):
         cond = {name: jnp.zeros(entry.shape, entry.dtype) for name, entry in abstract(module.conditions, 1).items()}
-        return module.init(key, cond['estimate'], jnp.zeros(1), cond)
+        return module.init(key, jnp.zeros((1, *module.latent_shape)), jnp.zeros(1), cond)
 
     return init
 
 
-def abstract_null_text(module: Walt) -> NullText | None:
+def abstract_null_text(module: Denoiser) -> NullText | None:
     """What a denoiser's checkpoint keeps beside its parameters: shapes of the null text, or None."""
-    if not module.text_shape:
+    shape = text_shape(module)
+    if not shape:
         return None
-    shape = tuple(module.text_shape)
     return NullText(jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:1], jnp.bool_))

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from walt import build, restore
 from walt.data.moving_digits import DIRECTIONS
+from walt.denoiser.conditions import upsampling
 from walt.evaluation.judge import Judge, agreement
 from walt.evaluation.motion import centres, headings
 from walt.evaluation.quality import psnr, ssim
@@ -162,7 +163,8 @@ def measure_prediction(stage: Stage, held_out: Clips, seed: int, batch_size: int
     """
     cascade = Cascade((stage,))
     given = held_out.videos[:, : cascade.given]
-    request = Request(prompts=list(held_out.captions) if stage.denoiser.text_shape else None, frames_NTHWC=given)
+    prompts = list(held_out.captions) if 'text' in stage.denoiser.conditions else None
+    request = Request(prompts=prompts, frames_NTHWC=given)
     rollouts = sample_clips(stage, request, seed, batch_size, frames)
     length = stage.clip_shape[0]
     real_N2 = centres(held_out.videos[:, length - 1 : length])[:, 0]
@@ -181,14 +183,14 @@ def measure_upsampling(stage: Stage, held_out: Clips, seed: int, batch_size: int
 
     The tokenizer's own reconstruction bounds the first, and what shrinking leaves the second.
     """
-    factor, count = stage.denoiser.upsample, len(held_out.videos)
+    factor, count = upsampling(stage.denoiser), len(held_out.videos)
     made, bicubic = [], []
     for first in range(0, count, batch_size):
         chosen = np.arange(first, first + batch_size) % count  # The last batch is filled up.
         small = np.asarray(shrink(jnp.asarray(held_out.videos[chosen]), factor))
         bicubic += [[_bicubic(frame, factor) for frame in clip] for clip in small]
         request = Request(
-            [-1] * batch_size, [held_out.captions[i] for i in chosen] if stage.denoiser.text_shape else None
+            [-1] * batch_size, [held_out.captions[i] for i in chosen] if 'text' in stage.denoiser.conditions else None
         )
         key_B = stream(jax.random.key(seed), 'clip', jnp.arange(first, first + batch_size))
         made += list(stage.decode(stage.latents(stage.conditions(request, stage.encode(small)), key_B)))
@@ -223,11 +225,11 @@ def evaluate(workdir: str) -> dict[str, Any]:
     result = {'step': step, 'tokenizer': measure_tokenizer(stage.frozen, held_out.videos, BATCH_SIZE.value, distances)}
     protocol |= {'seed': SEED.value, 'sampler': build.other_sampler(config['sampler'], sampling)}
     rest = (SEED.value, BATCH_SIZE.value)
-    if stage.denoiser.upsample > 1:
+    if 'low' in stage.denoiser.conditions:
         result['upsampling'] = measure_upsampling(stage, held_out, *rest)
         protocol['upsampling'] = 'from the latents of held-out clips, each pixel the mean of those it covers'
         return result | {'protocol': protocol}
-    tells_motion = stage.denoiser.text_shape and data['name'] == 'moving_digits'
+    tells_motion = 'text' in stage.denoiser.conditions and data['name'] == 'moving_digits'
     if stage.denoiser.classes or tells_motion:
         real = read_clips(build.source(data, 'train'), TRAINING.value)
         classes = int(max(real.labels.max(), held_out.labels.max())) + 1
@@ -242,7 +244,7 @@ def evaluate(workdir: str) -> dict[str, Any]:
     if tells_motion:
         result['prompts'] = measure_prompts(stage, judge, held_out, validation.lead, *rest)
         protocol['prompts'] = f'captions of held-out clips; heading of the bright mass over {validation.lead} frames'
-    elif stage.denoiser.text_shape:
+    elif 'text' in stage.denoiser.conditions:
         network = build.perceptual({'name': 'squeezenet'}, 'float32')
         seen = read_clips(build.source(data, 'train'), HELD_OUT.value)
         result['retrieval'] = {
@@ -250,7 +252,7 @@ def evaluate(workdir: str) -> dict[str, Any]:
             for split, clips in (('held_out', held_out), ('training', seen))
         }
         protocol['retrieval'] = 'rank of the real clip of a caption among real clips, by likeness to the sample'
-    if stage.denoiser.frame_prediction:
+    if 'frames' in stage.denoiser.conditions:
         result['prediction'] = measure_prediction(stage, held_out, *rest, ROLLOUT.value)
         protocol['prediction'] = 'from the first frames of held-out clips; last frame of a chunk'
     return result | {'protocol': protocol}

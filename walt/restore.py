@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from walt import build
 from walt.denoiser.aspect import change_aspect
-from walt.denoiser.walt import Walt
+from walt.denoiser.conditions import Denoiser
 from walt.diffusion.loss import DenoisingLoss
 from walt.generation.stage import Stage, Weak
 from walt.parallel.rules import replicated
@@ -77,7 +77,7 @@ def starting_tokenizer(tokenizer_dir: str, module: Tokenizer, params: Any, mesh:
     return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, params)
 
 
-def starting_denoiser(section: Mapping[str, Any], module: Walt, params: Any, mesh: Mesh) -> Any:
+def starting_denoiser(section: Mapping[str, Any], module: Denoiser, params: Any, mesh: Mesh) -> Any:
     """The averaged parameters of the run in `denoiser_dir`, for latents of another height and width if need be.
 
     Args:
@@ -145,7 +145,7 @@ def stage(
     return restored_stage, config, step
 
 
-def _weak(workdir: str, mesh: Mesh, module: Walt, objective: DenoisingLoss) -> Weak:
+def _weak(workdir: str, mesh: Mesh, module: Denoiser, objective: DenoisingLoss) -> Weak:
     restored, weak, config, _ = _denoiser(workdir, mesh)
     predicts = build.loss(config['loss'], build.schedule(config['schedule'])).parametrisation
     pairs = {

@@ -85,8 +85,8 @@ def asked_for(cascade: Cascade) -> tuple[Request, list[str]]:
         print(f'goes on from {told}')
         frames = np.repeat(given[None], count, axis=0)
     if labels is None and prompts is None and frames is None:
-        prompts = [''] * count if base.denoiser.text_shape else None
-        labels = None if base.denoiser.text_shape else [-1] * count
+        prompts = [''] * count if 'text' in base.denoiser.conditions else None
+        labels = None if 'text' in base.denoiser.conditions else [-1] * count
     names = [f'label{label}' if label >= 0 else '' for label in labels] if labels else prompts or [''] * count
     names = [re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')[:60] or 'clip' for name in names]
     return Request(labels, prompts, frames, PICTURES.value), names

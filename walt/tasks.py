@@ -17,8 +17,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from walt import build
 from walt.batches import clip_shape, latent_batch, pixel_batch
-from walt.denoiser.conditions import abstract
-from walt.denoiser.walt import Walt
+from walt.denoiser.conditions import Denoiser, abstract, bound
 from walt.generation.stage import Stage
 from walt.parallel.rules import batch_sharding, replicated
 from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
@@ -188,7 +187,7 @@ def _denoiser_task(
 
     def forward(params, inputs):
         z, cond = inputs['z'], {name: inputs[name] for name in denoiser.conditions if name != 'estimate'}
-        return denoiser.apply({'params': params}, z, jnp.zeros(len(z)), cond | {'estimate': z})
+        return bound(denoiser, params)(z, jnp.zeros(len(z)), cond | {'estimate': z})
 
     z_BTHWC = jax.ShapeDtypeStruct((clips, *denoiser.latent_shape), jnp.float32)
     inputs, by_rows = abstract(denoiser.conditions, clips) | {'z': z_BTHWC}, batch_sharding(mesh)
@@ -213,14 +212,14 @@ def _denoiser_task(
         if not config['cache_latents']:
             frozen, frozen_layout = tokenizer, tokenizer_layout
             batch = pixel_batch(batch, clip_shape(config['data']))
-    if denoiser.text_shape:
+    if 'text' in denoiser.conditions:
         notes.append('the text encoder is not counted: it runs before the step')
     return Task(
         kind='denoiser',
         sizes={
             'latents': list(denoiser.latent_shape),
             'tokens': math.prod(denoiser.grid),
-            'windows': dict(zip(('spatial', 'spatiotemporal'), map(math.prod, denoiser.windows))),
+            'windows': {kind: math.prod(window) for kind, window in denoiser.windows.items()},
         },
         new=new,
         state=state,
@@ -246,7 +245,7 @@ def _frozen(config: Mapping[str, Any], mesh: AbstractMesh | Mesh) -> tuple[Froze
     return FrozenTokenizer(module, shapes, norm), FrozenTokenizer(module, layout, whole)
 
 
-def _check_tokenizer(denoiser: Walt, frozen: FrozenTokenizer, section: Mapping[str, Any]) -> None:
+def _check_tokenizer(denoiser: Denoiser, frozen: FrozenTokenizer, section: Mapping[str, Any]) -> None:
     clip = clip_shape(section)
     latents = tuple(frozen.module.latent_shape(*clip[:3]))
     if latents != tuple(denoiser.latent_shape):

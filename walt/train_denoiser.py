@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from walt import build, restore
 from walt.data.encoded import Encoded
-from walt.denoiser.conditions import NullText
+from walt.denoiser.conditions import NullText, text_shape
 from walt.parallel.distributed import fetch
 from walt.parallel.mesh import check_batch, make_mesh
 from walt.parallel.rules import activate
@@ -163,10 +163,11 @@ def batch_keys(denoiser, source) -> list[str]:
     element = source[0]
     useful = {'z', 'low'} if 'z' in element else {'video', 'images'}
     useful |= {'label'} if denoiser.classes else set()
-    if denoiser.text_shape:
+    if 'text' in denoiser.conditions:
         useful |= {'text', 'text_mask'} if 'text' in element else {'caption'}
     useful |= {f'images_{name}' for name in useful}
-    return [name for name in element if name in useful and (denoiser.images or not name.startswith('images'))]
+    stacks = 'image' in denoiser.conditions
+    return [name for name in element if name in useful and (stacks or not name.startswith('images'))]
 
 
 def check_shapes(denoiser, frozen: FrozenTokenizer, source, null_text: NullText | None) -> None:
@@ -176,25 +177,25 @@ def check_shapes(denoiser, frozen: FrozenTokenizer, source, null_text: NullText 
         raise ValueError(f'the data have latents of {shape}, denoiser.latent_shape is {denoiser.latent_shape}')
     if denoiser.classes and denoiser.classes != source.num_classes:
         raise ValueError(f'the data has {source.num_classes} classes, but denoiser.classes is {denoiser.classes}')
-    text_shape = null_text.text_SE.shape if null_text else ()
-    if text_shape != tuple(denoiser.text_shape):
-        raise ValueError(f'texts are embedded as {text_shape}, denoiser.text_shape is {tuple(denoiser.text_shape)}')
+    embedded = null_text.text_SE.shape if null_text else ()
+    if embedded != text_shape(denoiser):
+        raise ValueError(f'texts are embedded as {embedded}, denoiser.text_shape is {text_shape(denoiser)}')
     pictures = 'images_z' if 'z' in element else 'images'
     needed = ['label'] if denoiser.classes else []
-    needed += ['text' if 'text' in element else 'caption'] if denoiser.text_shape else []
-    needed += [pictures, *(f'images_{name}' for name in needed)] if denoiser.images else []
-    needed += ['low'] if denoiser.upsample > 1 and 'z' in element else []
+    needed += ['text' if 'text' in element else 'caption'] if 'text' in denoiser.conditions else []
+    needed += [pictures, *(f'images_{name}' for name in needed)] if 'image' in denoiser.conditions else []
+    needed += ['low'] if 'low' in denoiser.conditions and 'z' in element else []
     missing = [name for name in needed if name not in element]
     if missing:
         raise ValueError(f'the denoiser needs {missing} of the data, whose elements have {sorted(element)}')
-    if denoiser.images and element[pictures].shape[1] != shape[0]:
+    if 'image' in denoiser.conditions and element[pictures].shape[1] != shape[0]:
         raise ValueError(f'stacks of {element[pictures].shape[1]} pictures beside clips of {shape[0]} latent frames')
 
 
 def check_given(denoiser, conditioning) -> None:
     """Raises `ValueError` if all frames of a clip may be given, which leaves nothing to predict."""
     most, frames = max(conditioning.given_frames), denoiser.latent_shape[0]
-    if denoiser.frame_prediction and most >= frames:
+    if 'frames' in denoiser.conditions and most >= frames:
         raise ValueError(f'conditioning.given_frames go up to {most}, and a clip has {frames} latent frames')
 
 

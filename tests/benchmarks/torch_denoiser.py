@@ -129,7 +129,7 @@ class TorchWalt(torch.nn.Module):
         self.space = torch.nn.Parameter(torch.empty(height, width, ours.width))
         self.time = torch.nn.Parameter(torch.empty(frames, ours.width))
         self.modulation = torch.nn.Linear(ours.width, 6 * ours.width)
-        layers = [Layer(ours, window) for _ in range(ours.depth // 2) for window in ours.windows]
+        layers = [Layer(ours, window) for _ in range(ours.depth // 2) for window in ours.windows.values()]
         self.layers = torch.nn.ModuleList(layers)
         self.head_modulation, self.head = (
             torch.nn.Linear(ours.width, 2 * ours.width),

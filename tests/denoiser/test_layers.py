@@ -67,7 +67,7 @@ LAYERS = {
     'separate': (LayerSpec(2, 16, rank=0), SPATIOTEMPORAL, dict(shared=False)),
     'one text for a row': (LayerSpec(2, 16), SPATIOTEMPORAL, dict(text=True)),
     'a text for each frame': (LayerSpec(2, 16), SPATIAL, dict(text=True, frames=3)),
-    'rotary': (LayerSpec(1, 16, rope=True), SPATIOTEMPORAL, dict(frames=3)),
+    'rotary': (LayerSpec(1, 16, relative_bias=False, rope=True), SPATIOTEMPORAL, dict(frames=3)),
 }
 
 

@@ -31,7 +31,7 @@ def shapes(module, inputs):
 
 def block_of(module):
     spec = LayerSpec(module.heads, 4 * module.width, module.rank)
-    return Block(module.windows, module.windows, spec)
+    return Block(tuple((name, window, window) for name, window in module.windows.items()), spec)
 
 
 def test_a_new_denoiser_predicts_zero_and_its_blocks_change_nothing(small_denoiser, new_params, rng):
@@ -118,7 +118,8 @@ def lora_up(params, layer):
 def test_spatial_windows_are_the_whole_frame_or_as_large_as_asked(tiny_denoiser):
     """With 2x2 windows in all layers, a token hears of the 2x2 places around it, in all frames, and of no other."""
     whole, parted = (tiny_denoiser(depth=4, spatial_window=window) for window in ((), (2, 2)))
-    assert whole.module.windows == ((1, 4, 4), (2, 2, 2)) and parted.module.windows == ((1, 2, 2), (2, 2, 2))
+    assert whole.module.windows == {'spatial': (1, 4, 4), 'spatiotemporal': (2, 2, 2)}
+    assert parted.module.windows == {'spatial': (1, 2, 2), 'spatiotemporal': (2, 2, 2)}
     for tiny, inside in [(whole, np.ones((2, 4, 4), bool)), (parted, np.indices((2, 4, 4))[1:].max(0) < 2)]:
 
         def token(z, tiny=tiny):

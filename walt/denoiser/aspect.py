@@ -7,7 +7,7 @@ A model trained on square latents goes on at 9:16 with windows that grew with th
     bias of relative positions   ((2t-1)(2h-1)(2w-1), N)   resized as t offsets of pictures of N channels, so that an
                                  offset keeps its place relative to the window: the middle, offset 0, stays the middle
 
-Both by linear interpolation with the ends on the ends, so that equal extents are the identity.
+Both by linear interpolation with the ends on the ends, so that equal extents are the identity. A DiT has neither kind.
 """
 
 from typing import Any
@@ -15,19 +15,21 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from walt.denoiser.walt import Walt
+from walt.denoiser.conditions import Denoiser
 from walt.nn.conv import Triple
 
 # What may differ: the frame's extents, and what no parameter depends on.
 _FREE = {'latent_shape', 'spatial_window', 'spatiotemporal_window', 'skip_images', 'remat', 'dtype', 'parent', 'name'}
 
 
-def change_aspect(params: Any, source: Walt, target: Walt) -> Any:
+def change_aspect(params: Any, source: Denoiser, target: Denoiser) -> Any:
     """Parameters of `source` as parameters of `target`, a denoiser of another height and width.
 
     Raises:
         ValueError: if the two differ in anything else than extents and windows, naming each field with both values.
     """
+    if type(source) is not type(target):
+        raise ValueError(f'the denoiser to start from is a {type(source).__name__}, this one a {type(target).__name__}')
     changed = [
         f'{name}: {getattr(source, name)!r} there, {getattr(target, name)!r} here'
         for name in source.__dataclass_fields__
@@ -40,15 +42,15 @@ def change_aspect(params: Any, source: Walt, target: Walt) -> Any:
         raise ValueError('the denoiser to start from does not fit: ' + '; '.join(changed))
 
     params = dict(params)
-    space_HWD = params['position']['space']
-    params['position'] = params['position'] | {'space': resize(space_HWD, (*target.grid[1:], space_HWD.shape[-1]))}
-    if not source.rope:
-        blocks = dict(params['blocks'])
-        for name, old, new in zip(('spatial', 'spatiotemporal'), source.windows, target.windows):
-            table = blocks[name]['relative_position']['table']
-            blocks[name] = blocks[name] | {'relative_position': {'table': _resize_offsets(table, old, new)}}
-        params['blocks'] = blocks
-    return params
+    if 'position' in params:
+        space_HWD = params['position']['space']
+        params['position'] = params['position'] | {'space': resize(space_HWD, (*target.grid[1:], space_HWD.shape[-1]))}
+    blocks = dict(params['blocks'])
+    for name, window in source.windows.items():
+        if 'relative_position' in blocks[name]:
+            table = _resize_offsets(blocks[name]['relative_position']['table'], window, target.windows[name])
+            blocks[name] = blocks[name] | {'relative_position': {'table': table}}
+    return params | {'blocks': blocks}
 
 
 def resize(x, shape: tuple[int, ...]):

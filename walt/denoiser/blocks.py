@@ -1,4 +1,5 @@
-"""The W.A.L.T block: a spatial layer, then a spatiotemporal layer (figure 2). One is the other with another window.
+"""The W.A.L.T block: a spatial layer, then a spatiotemporal layer (figure 2). One is the other with another window;
+DiT's block (`walt.denoiser.dit`) is one such layer, whose window is everything.
 
     x <- x + alpha_1 Attention(gamma_1, beta_1 * LN(x))        within the window, with relative position bias
     x <- x + CrossAttention(LN(x), text)                       where there is a text: keys are [window, text]
@@ -28,7 +29,7 @@ from walt.nn.conv import Triple
 from walt.nn.einsum import Einsum
 from walt.nn.embeddings import RelativePositionBias, rotary_angles
 from walt.nn.norm import LayerNorm
-from walt.nn.remat import of_block
+from walt.nn.remat import of_block, rematerialised
 from walt.nn.shards import shards
 
 
@@ -53,12 +54,14 @@ class Context:
 
 @dataclasses.dataclass(frozen=True)
 class LayerSpec:
-    """What all layers have in common; the fields are those of `Walt`."""
+    """What all layers have in common; the fields are those of `Walt`, but for `relative_bias`: whether attention has
+    a learned bias for every offset. Without it and without `rope`, layers know of places what their tokens say."""
 
     heads: int
     hidden: int
     rank: int = 2
     qk_norm: bool = True
+    relative_bias: bool = True
     rope: bool = False
     skip_images: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -132,23 +135,34 @@ class WindowLayer(nn.Module):
         bias_NPP = angles_PA = None
         if spec.rope:
             angles_PA = jnp.asarray(rotary_angles(self.window, y_BGPD.shape[-1] // spec.heads))
-        else:
+        if spec.relative_bias:
             bias_NPP = RelativePositionBias(self.window, spec.heads, name='relative_position')()
         attention = Attention(spec.heads, spec.qk_norm, spec.dtype, shared, name='attention')
         return attention(y_BGPD, bias_NPP, angles_PA, alone_B)
 
 
 class Block(nn.Module):
-    """A spatial and a spatiotemporal layer, in the form that `nn.scan` takes."""
+    """Layers one after another, in the form that `nn.scan` takes: (name, window, text window) of each."""
 
-    windows: tuple[Triple, Triple]
-    text_windows: tuple[Triple, Triple]
+    layers: tuple[tuple[str, Triple, Triple], ...]
     spec: LayerSpec
 
     @nn.compact
     def __call__(self, x_BTHWD, context: Context):
         x_BTHWD = of_block(x_BTHWD)
-        for name, window, text_window in zip(('spatial', 'spatiotemporal'), self.windows, self.text_windows):
+        for name, window, text_window in self.layers:
             x_BTHWD = WindowLayer(window, text_window, self.spec, name=name)(x_BTHWD, context)
         x_BTHWD = nn.with_logical_constraint(x_BTHWD, ('batch', 'frames', 'height', 'width', 'act_embed'))
         return x_BTHWD, None
+
+
+def blocks(layers: tuple[tuple[str, Triple, Triple], ...], spec: LayerSpec, length: int, remat: str) -> nn.Module:
+    """`length` blocks, called as one of them is; a part of the caller's named `blocks`, with stacked parameters."""
+    return nn.scan(
+        rematerialised(Block, remat),
+        length=length,
+        variable_axes={'params': 0},
+        split_rngs={'params': True},
+        in_axes=nn.broadcast,
+        metadata_params={nn.PARTITION_NAME: 'layers'},
+    )(layers, spec, name='blocks')

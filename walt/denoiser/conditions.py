@@ -17,10 +17,82 @@ alone, which say what is being made.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+from walt.nn.conv import Triple
+
+
+class Denoiser(Protocol):
+    """What training, sampling and planning ask of a network, a Linen module; the rest of it is its own business."""
+
+    latent_shape: tuple[int, int, int, int]
+    """(frames, height, width, channels) of the latents."""
+
+    classes: int
+    """Without the null class, which comes after them; 0 without labels."""
+
+    conditions: dict[str, tuple[int, ...]]
+    """The entries of `cond` that it takes, all of them and no others, and the shape of a row of each."""
+
+    grid: Triple
+    """(T, H, W) in tokens."""
+
+    windows: dict[str, Triple]
+    """What attends to each other, by kind of layer, in tokens."""
+
+    def check_shards(self, shards: int) -> None:
+        """Raises `ValueError` if this many devices cannot share the height of a clip, naming the counts."""
+
+    def init(self, key: jax.Array, z_BTHWC, t_B, cond: Mapping[str, jax.Array]) -> Any: ...
+
+    def apply(self, variables: Any, z_BTHWC, t_B, cond: Mapping[str, jax.Array]) -> jax.Array: ...
+
+
+def bound(denoiser: Denoiser, params: Any):
+    """The `Denoise` of a network and its parameters. The loss and the samplers have an `estimate` for every network,
+    and one that does not condition on itself is not given it."""
+
+    def denoise(z_BTHWC, t_B, cond: Mapping[str, jax.Array]):
+        told = {name: value for name, value in cond.items() if name in denoiser.conditions or name != 'estimate'}
+        return denoiser.apply({'params': params}, z_BTHWC, t_B, told)
+
+    return denoise
+
+
+def check_self_conditioning(denoiser: Denoiser, self_conditioning: float) -> None:
+    """Raises `ValueError` if a network is to be given its estimate and takes none."""
+    if self_conditioning and 'estimate' not in denoiser.conditions:
+        raise ValueError(
+            f'self_conditioning is {self_conditioning}, but the denoiser takes no estimate: its conditions are '
+            f'{sorted(denoiser.conditions)}'
+        )
+
+
+def check_inputs(denoiser: Denoiser, z_BTHWC, cond: Mapping[str, jax.Array]) -> None:
+    """Raises `ValueError` on latents or conditions that a network is not built for, naming both shapes of each."""
+    if z_BTHWC.shape[1:] != tuple(denoiser.latent_shape):
+        raise ValueError(
+            f'latents of shape {z_BTHWC.shape[1:]}, but the denoiser was built for {denoiser.latent_shape}'
+        )
+    given, expected = {name: tuple(value.shape[1:]) for name, value in cond.items()}, denoiser.conditions
+    if given != expected:
+        wrong = sorted(name for name in given | expected if given.get(name) != expected.get(name))
+        told = [f'{name}: {given.get(name, "absent")}, expected {expected.get(name, "absent")}' for name in wrong]
+        raise ValueError('the conditions of a row do not fit the denoiser: ' + '; '.join(told))
+
+
+def text_shape(denoiser: Denoiser) -> tuple[int, ...]:
+    """(S, E) of a text's embedding; () of a network without texts."""
+    return denoiser.conditions.get('text', ())[-2:]
+
+
+def upsampling(denoiser: Denoiser) -> int:
+    """How many times finer than the given low-resolution latents a network's are; 1 where it is given none."""
+    return denoiser.latent_shape[1] // denoiser.conditions['low'][1] if 'low' in denoiser.conditions else 1
 
 
 @struct.dataclass
@@ -41,7 +113,7 @@ _DTYPES = {'label': jnp.int32, 'text_mask': jnp.bool_, 'image': jnp.bool_}
 
 
 def abstract(shapes: Mapping[str, tuple[int, ...]], rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """`cond` of `rows` rows in shapes; `shapes` are `Walt.conditions`."""
+    """`cond` of `rows` rows in shapes; `shapes` are a denoiser's `conditions`."""
     return {
         name: jax.ShapeDtypeStruct((rows, *shape), _DTYPES.get(name, jnp.float32)) for name, shape in shapes.items()
     }

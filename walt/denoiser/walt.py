@@ -20,13 +20,14 @@ from einops import rearrange
 from flax import linen as nn
 
 from walt.denoiser.adaln import Modulation, modulate
-from walt.denoiser.blocks import Block, Context, LayerSpec, Text
+from walt.denoiser.blocks import Context, LayerSpec, Text, blocks
+from walt.denoiser.conditions import check_inputs
 from walt.denoiser.windows import check_window, split
 from walt.nn.conv import SameConv3d, Triple, depth_to_space
 from walt.nn.einsum import Einsum, zeros
 from walt.nn.embeddings import LabelEmbedding, PooledText, SpaceTimePosition, TimeEmbedding, rotary_angles
 from walt.nn.norm import LayerNorm
-from walt.nn.remat import check_remat, rematerialised
+from walt.nn.remat import check_remat
 
 
 class Walt(nn.Module):
@@ -107,7 +108,7 @@ class Walt(nn.Module):
         if self.rope:
             rotary_angles((1, 1, 1), self.width // self.heads)
         check_remat(self.remat)
-        for window in self.windows:
+        for window in self.windows.values():
             check_window(window, self.grid)
 
     @property
@@ -117,22 +118,23 @@ class Walt(nn.Module):
         return frames, height // self.patch, width // self.patch
 
     @property
-    def windows(self) -> tuple[Triple, Triple]:
+    def windows(self) -> dict[str, Triple]:
         """The spatial and the spatiotemporal window, in tokens."""
         frames, height, width = self.grid
         if self.full_attention:
-            return self.grid, self.grid
-        return (1, *(self.spatial_window or (height, width))), (frames, *self.spatiotemporal_window)
+            return {'spatial': self.grid, 'spatiotemporal': self.grid}
+        spatial = (1, *(self.spatial_window or (height, width)))
+        return {'spatial': spatial, 'spatiotemporal': (frames, *self.spatiotemporal_window)}
 
     def check_shards(self, shards: int) -> None:
         """Raises `ValueError` if this many devices cannot share the height of a clip, naming the counts."""
-        for window in {*self.windows, *self._text_windows}:
+        for window in {*self.windows.values(), *self._text_windows}:
             split(window, self.grid, shards)
 
     @property
     def _text_windows(self) -> tuple[Triple, Triple]:
-        frame = (1, *self.windows[0][1:])
-        return (frame, frame) if self.images else self.windows
+        frame = (1, *self.windows['spatial'][1:])
+        return (frame, frame) if self.images else tuple(self.windows.values())
 
     @property
     def conditions(self) -> dict[str, tuple[int, ...]]:
@@ -154,7 +156,7 @@ class Walt(nn.Module):
 
     @nn.compact
     def __call__(self, z_BTHWC, t_B, cond: Mapping[str, jax.Array]):
-        self._check(z_BTHWC, cond)
+        check_inputs(self, z_BTHWC, cond)
         image_B, stacked = cond.get('image'), (lambda x: x if self.images else x[:, None])
         c_BTD = TimeEmbedding(self.width, dtype=self.dtype, name='time')(t_B)[:, None]
         text = None
@@ -204,35 +206,17 @@ class Walt(nn.Module):
             hidden=self.hidden or 4 * self.width,
             rank=self.rank,
             qk_norm=self.qk_norm,
+            relative_bias=not self.rope,
             rope=self.rope,
             skip_images=self.skip_images,
             dtype=self.dtype,
         )
-        return nn.scan(
-            rematerialised(Block, self.remat),
-            length=self.depth // 2,
-            variable_axes={'params': 0},
-            split_rngs={'params': True},
-            in_axes=nn.broadcast,
-            metadata_params={nn.PARTITION_NAME: 'layers'},
-        )(self.windows, self._text_windows, spec, name='blocks')
-
-    def _check(self, z_BTHWC, cond) -> None:
-        if z_BTHWC.shape[1:] != tuple(self.latent_shape):
-            raise ValueError(
-                f'latents of shape {z_BTHWC.shape[1:]}, but the denoiser was built for {self.latent_shape}'
-            )
-        given = {name: tuple(value.shape[1:]) for name, value in cond.items()}
-        if given != self.conditions:
-            wrong = sorted(name for name in given | self.conditions if given.get(name) != self.conditions.get(name))
-            told = [
-                f'{name}: {given.get(name, "absent")}, expected {self.conditions.get(name, "absent")}' for name in wrong
-            ]
-            raise ValueError('the conditions of a row do not fit the denoiser: ' + '; '.join(told))
+        layers = tuple(zip(self.windows, self.windows.values(), self._text_windows))
+        return blocks(layers, spec, self.depth // 2, self.remat)
 
 
 class Head(nn.Module):
-    """x_BTHWD -> latents: adaptive layer norm and a linear map to patches, zero at initialisation (DiT)."""
+    """x_BTHWD -> (B, T, H, W, channels): adaptive layer norm, and a linear map that is zero at first (DiT)."""
 
     channels: int
     patch: int

@@ -57,7 +57,7 @@ class Cascade:
                     f'stage {number} takes low-resolution latents of {needed}, stage {number - 1} makes {made}'
                 )
             most = self.stages[0].most_given
-            if stage.denoiser.frame_prediction and stage.most_given < most:
+            if 'frames' in stage.denoiser.conditions and stage.most_given < most:
                 raise ValueError(
                     f'stage {number} goes on from {stage.most_given} latent frames at the most, the base from {most}'
                 )
@@ -79,7 +79,7 @@ class Cascade:
             raise ValueError(f'a clip has 1 frame or more, not {frames}')
         if frames is None or frames <= length:
             return 1
-        if not self.stages[0].denoiser.frame_prediction:
+        if 'frames' not in self.stages[0].denoiser.conditions:
             raise ValueError(f'{frames} frames are asked for, a chunk has {length}, and the base predicts no frames')
         if given >= length:
             raise ValueError(f'a chunk has {length} frames and goes on from {given}: none is new')
@@ -135,7 +135,7 @@ class Cascade:
     def _asked(request: Request, stage: Stage, frames_NTHWC: np.ndarray | None) -> Request:
         """What of a request a stage was trained with, and the frames that it goes on from."""
         labels = (request.labels if stage.denoiser.classes else None) or [-1] * len(request)
-        prompts = request.prompts if stage.denoiser.text_shape else None
+        prompts = request.prompts if 'text' in stage.denoiser.conditions else None
         return Request(labels, prompts, frames_NTHWC, request.pictures)
 
     def _chunks(self, request: Request, key_B, count: int, progress) -> Iterator[np.ndarray]:
@@ -148,9 +148,9 @@ class Cascade:
                 low = self._handed_on(z, number, request.pictures) if number else None
                 z = stage.latents(stage.conditions(asked, low), _key(key_B, number, chunk))
                 # Frames are decoded where someone looks at them: a user, or the next chunk.
-                if stage is self.last or (chunk + 1 < count and stage.denoiser.frame_prediction):
+                if stage is self.last or (chunk + 1 < count and 'frames' in stage.denoiser.conditions):
                     video = stage.decode(z, request.pictures)
-                    given[number] = video[:, -self.given :] if stage.denoiser.frame_prediction else None
+                    given[number] = video[:, -self.given :] if 'frames' in stage.denoiser.conditions else None
                 progress()
             yield video[:, self.given if chunk else 0 :]
 
@@ -169,7 +169,7 @@ class Cascade:
     def _resized(self, frames_NTHWC: np.ndarray | None, stage: Stage) -> np.ndarray | None:
         """Frames at the last resolution -> those of a stage, each pixel the mean of those it covers; None where the
         stage is given no frames."""
-        if frames_NTHWC is None or not stage.denoiser.frame_prediction:
+        if frames_NTHWC is None or 'frames' not in stage.denoiser.conditions:
             return frames_NTHWC if stage is self.stages[0] else None
         factor = self.last.clip_shape[1] // stage.clip_shape[1]
         return np.asarray(shrink(jnp.asarray(frames_NTHWC), factor))

@@ -14,8 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from walt.denoiser.conditions import NullText, abstract, given_frames, without
-from walt.denoiser.walt import Walt
+from walt.denoiser.conditions import (
+    Denoiser,
+    NullText,
+    abstract,
+    bound,
+    check_self_conditioning,
+    given_frames,
+    without,
+)
 from walt.diffusion.guidance import Scale, autoguidance, by_condition
 from walt.diffusion.prediction import Denoise, Parametrisation
 from walt.diffusion.sampler import draw_noise, sample
@@ -35,7 +42,7 @@ EncodeText = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 class Weak:
     """A smaller or less trained denoiser of the same latents and conditions, and its parameters."""
 
-    denoiser: Walt
+    denoiser: Denoiser
     params: Any
 
 
@@ -57,7 +64,7 @@ class Stage:
         low_noise: low-resolution latents have the noise of this time.
     """
 
-    denoiser: Walt
+    denoiser: Denoiser
     params: Any
     frozen: FrozenTokenizer
     schedule: Schedule
@@ -77,6 +84,9 @@ class Stage:
     frames_noise: float = 0.0
     low_noise: float = 0.0
 
+    def __post_init__(self):
+        check_self_conditioning(self.denoiser, self.self_conditioning)
+
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
         """(frames, height, width, 3) of the clips it makes."""
@@ -91,9 +101,9 @@ class Stage:
         denoiser, labels = self.denoiser, set(request.labels or ())
         asked_and_trained = {
             'labels': (labels - {-1}, denoiser.classes),
-            'prompts': (any(request.prompts or ()), denoiser.text_shape),
-            'frames': (request.frames_NTHWC is not None, denoiser.frame_prediction),
-            'pictures': (request.pictures, denoiser.images),
+            'prompts': (any(request.prompts or ()), 'text' in denoiser.conditions),
+            'frames': (request.frames_NTHWC is not None, 'frames' in denoiser.conditions),
+            'pictures': (request.pictures, 'image' in denoiser.conditions),
         }
         for name, (asked, trained) in asked_and_trained.items():
             if asked and not trained:
@@ -114,22 +124,22 @@ class Stage:
         """
         self.check(request)
         denoiser, count = self.denoiser, len(request)
-        stack = (denoiser.latent_shape[0],) if denoiser.images else ()
-        rows = {'image': np.full(count, request.pictures)} if denoiser.images else {}
+        stack = (denoiser.latent_shape[0],) if 'image' in denoiser.conditions else ()
+        rows = {'image': np.full(count, request.pictures)} if stack else {}
         if denoiser.classes:
             labels = np.asarray(request.labels or [-1] * count, np.int32)
             labels = np.where(labels < 0, denoiser.classes, labels).astype(np.int32)
             rows['label'] = labels[:, None].repeat(stack[0], axis=1) if stack else labels
-        if denoiser.text_shape:
+        if 'text' in denoiser.conditions:
             text, mask = self.encode_text(list(request.prompts or [''] * count))
             for name, value in {'text': text, 'text_mask': mask}.items():
                 expected = denoiser.conditions[name][len(stack) :]
                 if value.shape[1:] != expected:
                     raise ValueError(f'the encoder gives a {name} of {value.shape[1:]}, the denoiser takes {expected}')
                 rows[name] = np.broadcast_to(np.expand_dims(value, 1), (count, *stack, *expected)) if stack else value
-        if denoiser.frame_prediction:
+        if 'frames' in denoiser.conditions:
             rows |= self._given(request)
-        if denoiser.upsample > 1:
+        if 'low' in denoiser.conditions:
             expected = denoiser.conditions['low']
             if low is None or low.shape[1:] != expected:
                 got = 'none are given' if low is None else f'not {low.shape[1:]}'
@@ -197,14 +207,11 @@ class Stage:
         def null(*parts: str):
             return functools.partial(without, parts=parts, classes=self.denoiser.classes, null_text=null_text)
 
-        def of(denoiser: Walt, params) -> Denoise:
-            return lambda z, t_B, cond: denoiser.apply({'params': params}, z, t_B, cond)
-
         guides = [(self.guidance, null('label', 'text')), (self.frames_guidance, null('frames'))]
-        denoise = by_condition(of(self.denoiser, params), guides, self.rescale)
+        denoise = by_condition(bound(self.denoiser, params), guides, self.rescale)
         if self.weak is None:
             return denoise
-        return autoguidance(denoise, of(self.weak.denoiser, weak_params), self.weak_guidance, self.rescale)
+        return autoguidance(denoise, bound(self.weak.denoiser, weak_params), self.weak_guidance, self.rescale)
 
     def abstract_rows(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The rows of `sample_latents`, in shapes."""

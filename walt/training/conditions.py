@@ -18,8 +18,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from walt.denoiser.conditions import NullText, given_frames, without
-from walt.denoiser.walt import Walt
+from walt.denoiser.conditions import Denoiser, NullText, given_frames, upsampling, without
 from walt.diffusion.schedules import Schedule, corrupt
 from walt.randomness import bernoulli, normal, stream, uniform
 from walt.tokenizer.frozen import FrozenTokenizer
@@ -32,12 +31,12 @@ _ROW_WISE = ('label', 'text', 'text_mask')
 _PIXELS = {'z': 'video', 'low': 'video', 'images_z': 'images', 'images_low': 'images'}
 
 
-def to_latents(frozen: FrozenTokenizer, batch, denoiser: Walt) -> Rows:
+def to_latents(frozen: FrozenTokenizer, batch, denoiser: Denoiser) -> Rows:
     """The latents that a denoiser needs and a batch has as pixels only, under the names that they have in a batch."""
 
     def make(name: str):
         pixels = batch[_PIXELS[name]]
-        pixels = shrink(pixels, denoiser.upsample) if name.endswith('low') else pixels
+        pixels = shrink(pixels, upsampling(denoiser)) if name.endswith('low') else pixels
         return frozen.encode_each(pixels) if name.startswith('images') else frozen.encode(pixels)
 
     return {
@@ -47,7 +46,7 @@ def to_latents(frozen: FrozenTokenizer, batch, denoiser: Walt) -> Rows:
     }
 
 
-def latent_rows(frozen: FrozenTokenizer, batch, denoiser: Walt) -> Rows:
+def latent_rows(frozen: FrozenTokenizer, batch, denoiser: Denoiser) -> Rows:
     """The rows of a batch; the tokenizer is asked for what is not latents yet.
 
     Raises:
@@ -58,7 +57,9 @@ def latent_rows(frozen: FrozenTokenizer, batch, denoiser: Walt) -> Rows:
         raise ValueError(f'the denoiser needs {missing} of a batch, which has {sorted(batch)}')
     there = dict(batch) | to_latents(frozen, batch, denoiser)
     rows = {name: there[name] for name in _of_clips(denoiser)}
-    return _with_images(rows, {name: there[f'images_{name}'] for name in rows}) if denoiser.images else rows
+    if 'image' not in denoiser.conditions:
+        return rows
+    return _with_images(rows, {name: there[f'images_{name}'] for name in rows})
 
 
 def keys_of_rows(key_B: jax.Array, rows: int) -> jax.Array:
@@ -67,16 +68,16 @@ def keys_of_rows(key_B: jax.Array, rows: int) -> jax.Array:
     return jnp.concatenate([key_B, stream(key_B[:, None], 'stack', stacks).reshape(-1)])
 
 
-def _of_clips(denoiser: Walt) -> list[str]:
+def _of_clips(denoiser: Denoiser) -> list[str]:
     """What a row is made of."""
     rest = [name for name in _ROW_WISE if name in denoiser.conditions]
-    return ['z', *rest, *(['low'] if denoiser.upsample > 1 else [])]
+    return ['z', *rest, *(['low'] if 'low' in denoiser.conditions else [])]
 
 
-def _needed(denoiser: Walt) -> list[str]:
+def _needed(denoiser: Denoiser) -> list[str]:
     """What a batch has of clips, and of stacks of pictures."""
     names = _of_clips(denoiser)
-    return names + [f'images_{name}' for name in names] * denoiser.images
+    return names + [f'images_{name}' for name in names] * ('image' in denoiser.conditions)
 
 
 def _with_images(rows: Rows, stacks: Rows) -> Rows:
@@ -121,7 +122,7 @@ class Conditioning:
         if not self.given_frames or min(self.given_frames) < 1:
             raise ValueError(f'given_frames are numbers of 1 or more, not {self.given_frames}')
 
-    def __call__(self, denoiser: Walt, rows: Rows, null_text: NullText | None, key_R: jax.Array) -> Rows:
+    def __call__(self, denoiser: Denoiser, rows: Rows, null_text: NullText | None, key_R: jax.Array) -> Rows:
         """
         Args:
             rows: of `latent_rows`.
@@ -129,9 +130,9 @@ class Conditioning:
             key_R: of every row, which draws all that is drawn for it.
         """
         z, cond = rows['z'], {name: rows[name] for name in denoiser.conditions if name in rows}
-        if denoiser.frame_prediction:
+        if 'frames' in denoiser.conditions:
             cond |= self._given(z, rows.get('image'), stream(key_R, 'given'))
-        if denoiser.upsample > 1:
+        if 'low' in denoiser.conditions:
             low_t = self.low_noise * uniform(stream(key_R, 'low_time'))
             cond |= {'low': noisy(self.schedule, rows['low'], low_t, stream(key_R, 'low_noise')), 'low_t': low_t}
         if not self.dropout:

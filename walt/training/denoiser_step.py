@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import optax
 
-from walt.denoiser.walt import Walt
+from walt.denoiser.conditions import Denoiser, bound, check_self_conditioning
 from walt.diffusion.loss import DenoisingLoss
 from walt.randomness import row_keys, stream
 from walt.tokenizer.frozen import FrozenTokenizer
@@ -20,7 +20,7 @@ TIME_BINS = 10
 
 
 def make_denoiser_step(
-    denoiser: Walt,
+    denoiser: Denoiser,
     loss: DenoisingLoss,
     optimizer: optax.GradientTransformation,
     ema_decay: float | Sequence[float],
@@ -31,7 +31,11 @@ def make_denoiser_step(
 
     `accumulation` is the number of micro-batches that a step takes its gradient from. The metric `loss_by_time` is the
     loss of the rows by their diffusion time, in `TIME_BINS` equal parts of [0, 1] (`metrics.by_bin`).
+
+    Raises:
+        ValueError: if the loss conditions on estimates that the denoiser does not take.
     """
+    check_self_conditioning(denoiser, loss.self_conditioning)
 
     def step(state: State, frozen: FrozenTokenizer, batch, key):
         def gradients_and_metrics(micro_batch):
@@ -41,10 +45,7 @@ def make_denoiser_step(
             cond = conditioning(denoiser, rows, state.measured, stream(key_R, 'conditioning'))
 
             def mean_loss(params):
-                def denoise(z, t_R, cond):
-                    return denoiser.apply({'params': params}, z, t_R, cond)
-
-                loss_R, drawn = loss(denoise, rows['z'], cond, key_R)
+                loss_R, drawn = loss(bound(denoiser, params), rows['z'], cond, key_R)
                 metrics = {'loss': loss_R.mean(), 'loss_by_time': by_bin(loss_R, drawn['t_B'], TIME_BINS)}
                 if 'image' in rows:
                     image_R = rows['image']
@@ -61,18 +62,15 @@ def make_denoiser_step(
     return step
 
 
-def make_validation_loss(denoiser: Walt, loss: DenoisingLoss, conditioning: Conditioning):
+def make_validation_loss(denoiser: Denoiser, loss: DenoisingLoss, conditioning: Conditioning):
     """Returns f(params, frozen, batch, key) -> mean loss, in which no label and no text is dropped."""
     conditioning = dataclasses.replace(conditioning, dropout=0.0)
 
     def validation_loss(params, frozen: FrozenTokenizer, batch, key):
-        def denoise(z, t_B, cond):
-            return denoiser.apply({'params': params}, z, t_B, cond)
-
         rows = latent_rows(frozen, batch, denoiser)
         key_R = keys_of_rows(row_keys(key, rows_of(batch)), len(rows['z']))
         cond = conditioning(denoiser, rows, None, stream(key_R, 'conditioning'))
-        loss_R, _ = loss(denoise, rows['z'], cond, key_R)
+        loss_R, _ = loss(bound(denoiser, params), rows['z'], cond, key_R)
         return loss_R.mean()
 
     return validation_loss
