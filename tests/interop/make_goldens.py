@@ -29,7 +29,7 @@ STABLE_DIFFUSION = dict(
     layers_per_block=2,
     latent_channels=4,
 )
-# Layer norms as the paper's own code has them; diffusers' default is 1e-5 in the second norm of a block.
+# As the published code has it; diffusers' default is 1e-5 in the second norm of a block.
 DIT = dict(
     num_attention_heads=2,
     attention_head_dim=16,
@@ -63,7 +63,10 @@ def autoencoder(arrays: dict[str, np.ndarray], video_BCHW: np.ndarray, z_BCHW: n
 
 
 def dit(arrays: dict[str, np.ndarray], z_BCHW, index_B, label_B) -> np.ndarray:
+    """With the rates of the published code: 10000^(-i / 128) for i = 0 .. 127, where diffusers' DiT divides by 127."""
     network = with_weights(DiTTransformer2DModel(**DIT), arrays)
+    for block in network.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = 0
     with torch.no_grad():
         inputs = (torch.from_numpy(array) for array in (z_BCHW, index_B, label_B))
         return network(*inputs).sample.numpy()

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 
@@ -59,7 +60,8 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Fixed:
-    """An array of theirs that is computed here and no parameter: `values` within `tolerance`."""
+    """An array of theirs that is computed here and no parameter: `values` within `tolerance`, or within the precision
+    of the file where that is less."""
 
     theirs: str
     values: np.ndarray
@@ -134,13 +136,16 @@ class Table:
         if missing := set(expected) - set(arrays):
             begun = jax.tree.map(np.asarray, initial())
             arrays = dict(arrays) | {name: array for name, array in self.export(begun).items() if name in missing}
-        arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
-        wrong = [line for row in self.rows for line in self._differing_copies(row, arrays)]
+        wrong = []
         for part in self.fixed:
-            if (apart := np.abs(arrays[part.theirs] - part.values).max()) > part.tolerance:
+            array = arrays[part.theirs]
+            tolerance = max(part.tolerance, float(jnp.finfo(array.dtype).eps))
+            if (apart := np.abs(array.astype(np.float32) - part.values).max()) > tolerance:
                 wrong.append(
-                    f'  {part.theirs} differs by {apart:.2g} from what is computed, by {part.tolerance:g} at most'
+                    f'  {part.theirs} is {apart:.2g} from what is computed here, at most {tolerance:.2g} is allowed'
                 )
+        arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+        wrong += [line for row in self.rows for line in self._differing_copies(row, arrays)]
         if wrong:
             raise ValueError(f'{source} does not fit:\n' + '\n'.join(wrong))
         return nested({row.ours: self._to_ours(row, arrays) for row in self.rows})
@@ -207,7 +212,7 @@ def check(
             lines.append(f'  not expected: {name} {array.shape}')
         elif array.shape != expected[name]:
             lines.append(f'  shape: {name} {array.shape}, expected {expected[name]}')
-        elif not jax.numpy.issubdtype(array.dtype, np.floating):
+        elif not jnp.issubdtype(array.dtype, np.floating):
             lines.append(f'  {name} is of {array.dtype}, expected numbers with a fraction')
         elif not np.isfinite(array).all():
             lines.append(f'  {name} has numbers that are not finite')
