@@ -68,7 +68,9 @@ def test_every_config_at_full_size_has_a_plan_within_a_minute_without_its_data(n
     else:
         denoiser = build.denoiser(config['denoiser'], config['dtype'])
         init = build.init_denoiser(denoiser)
-        rows = 1 + config['data']['stacks'] if denoiser.images else 1  # a clip, and the pictures beside it
+        rows = (
+            1 + config['data']['stacks'] if 'image' in denoiser.conditions else 1
+        )  # a clip, and the pictures beside it
     params = jax.eval_shape(init, jax.random.key(0))['params']
     expected = sum(leaf.size for leaf in jax.tree.leaves(params))
     total, *_ = counts = [result['parameters'][name] for name in ('total', *params)]
