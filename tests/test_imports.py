@@ -23,7 +23,7 @@ ALLOWED = {
     'evaluation': {'features', 'nn'},
     'features': {'weights'},
     'text': {'nn', 'precision', 'weights'},
-    'interop': {'nn'},
+    'interop': {'denoiser', 'tokenizer'},
     'generation': {'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness'},
     'training': {'data', 'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness'},
 }

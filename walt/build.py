@@ -33,6 +33,7 @@ from walt.text.minilm import MiniLm
 from walt.text.t5 import T5
 from walt.text.wordllama import WordLlama
 from walt.tokenizer.autoencoder import Tokenizer
+from walt.tokenizer.autoencoder_kl import AutoencoderKl
 from walt.tokenizer.bottleneck import Continuous, Fsq, Kl, Lfq, Vq
 from walt.tokenizer.discriminator import Discriminator
 from walt.tokenizer.objective import Objective
@@ -46,7 +47,7 @@ SOURCES = {
     'encoded': Encoded,
 }
 SOURCES_OF_SOURCES = {'joint': Joint, 'mosaic': Mosaic}
-TOKENIZERS = {'causal_cnn': Tokenizer}
+TOKENIZERS = {'causal_cnn': Tokenizer, 'autoencoder_kl': AutoencoderKl}
 BOTTLENECKS = {'none': Continuous, 'kl': Kl, 'vq': Vq, 'lfq': Lfq, 'fsq': Fsq}
 DISCRIMINATORS = {'none': lambda dtype: None, 'residual_3d': Discriminator}
 PERCEPTUAL = {'none': lambda dtype: None, 'squeezenet': squeezenet_distance, 'vgg': vgg_distance}

@@ -81,6 +81,18 @@ def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[in
     return {name: np.asarray(arrays[name], np.float32) for name in shapes}
 
 
+def read_named(path: str | Path) -> dict[str, np.ndarray]:
+    """Arrays by name from a file of another project: `read_safetensors` or `read_torch`, by its suffix.
+
+    Raises:
+        ValueError: on another suffix, with the choices; as the two.
+    """
+    readers = {'.safetensors': read_safetensors} | dict.fromkeys(('.pt', '.pth', '.bin', '.ckpt'), read_torch)
+    if (suffix := Path(path).suffix) not in readers:
+        raise ValueError(f'{path} ends in {suffix!r}; weights are read from {sorted(readers)}')
+    return readers[suffix](path)
+
+
 def read_numpy_pickle(path: str | Path):
     """Containers of numeric arrays from a pickle.
 

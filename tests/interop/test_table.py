@@ -63,7 +63,7 @@ def test_everything_that_does_not_fit_is_listed_at_once(theirs):
         TABLE.load(theirs, OURS, 'file', allow_missing=['head*'])
     assert sorted(str(error.value).splitlines()[1:]) == [
         '  layer.1.mod has numbers that are not finite',
-        '  layer.2.mod is of int64, expected numbers with a fraction',
+        '  layer.2.mod is of int64, expected float32',
         '  missing: layer.0.q.weight (6, 4)',
         '  missing: table (2, 3)',
         '  not expected: more (3,)',

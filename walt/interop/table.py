@@ -131,7 +131,7 @@ class Table:
             ValueError: if arrays and table do not fit, with a line for every name.
         """
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), params)
-        expected = {name: leaf.shape for name, leaf in jax.eval_shape(self.export, shapes).items()}
+        expected = jax.eval_shape(self.export, shapes)
         check(arrays, expected, source, allow_missing)
         if missing := set(expected) - set(arrays):
             begun = jax.tree.map(np.asarray, initial())
@@ -192,32 +192,37 @@ class Table:
 
 def check(
     arrays: Mapping[str, np.ndarray],
-    expected: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, jax.ShapeDtypeStruct],
     source,
     allow_missing: Iterable[str] = (),
 ) -> None:
     """
     Raises:
-        ValueError: if the names or shapes of `arrays` are others than expected, but for missing names that fit a
-            pattern of `allow_missing`; if one holds no numbers, or some that are not finite; if a pattern fits nothing
-            that is missing. A line for each.
+        ValueError: if the names, shapes or kinds of `arrays` are others than expected, but for missing names that fit a
+            pattern of `allow_missing`; if numbers are not finite; if a pattern fits nothing that is missing. A line for
+            each.
     """
     missing, patterns = [name for name in expected if name not in arrays], list(allow_missing)
     excused = {pattern: fnmatch.filter(missing, pattern) for pattern in patterns}
     allowed = set(itertools.chain(*excused.values()))
-    lines = [f'  missing: {name} {expected[name]}' for name in missing if name not in allowed]
+    lines = [f'  missing: {name} {expected[name].shape}' for name in missing if name not in allowed]
     lines += [f'  nothing that is missing fits {pattern!r}' for pattern, names in excused.items() if not names]
     for name, array in arrays.items():
         if name not in expected:
             lines.append(f'  not expected: {name} {array.shape}')
-        elif array.shape != expected[name]:
-            lines.append(f'  shape: {name} {array.shape}, expected {expected[name]}')
-        elif not jnp.issubdtype(array.dtype, np.floating):
-            lines.append(f'  {name} is of {array.dtype}, expected numbers with a fraction')
+        elif array.shape != expected[name].shape:
+            lines.append(f'  shape: {name} {array.shape}, expected {expected[name].shape}')
+        elif _kind(array.dtype) != _kind(expected[name].dtype):
+            lines.append(f'  {name} is of {array.dtype}, expected {expected[name].dtype}')
         elif not np.isfinite(array).all():
             lines.append(f'  {name} has numbers that are not finite')
     if lines:
         raise ValueError(f'{source} does not fit:\n' + '\n'.join(lines))
+
+
+def _kind(dtype) -> Any:
+    """All precisions of numbers with a fraction are one kind."""
+    return 'float' if jnp.issubdtype(dtype, np.floating) else dtype
 
 
 def flat(tree: Mapping[str, Any], between: str = '/', prefix: str = '') -> dict[str, Any]:
