@@ -25,7 +25,7 @@ from walt.denoiser.walt import Walt
 from walt.diffusion.guidance import Interval, PowerCosine
 from walt.diffusion.loss import DenoisingLoss
 from walt.diffusion.schedules import ContinuousLinear, Cosine, DiscreteLinear, RectifiedFlow, Schedule
-from walt.diffusion.steppers import Ddim, DpmSolverPlusPlus2M, Heun, ancestral
+from walt.diffusion.steppers import Ddim, DpmSolverPlusPlus2M, Heun, LearnedAncestral, ancestral
 from walt.features.perceptual import squeezenet_distance, vgg_distance
 from walt.precision import compute_dtype
 from walt.text.encoder import TextEncoder
@@ -59,7 +59,13 @@ SCHEDULES = {
     'cosine': Cosine,
     'rectified_flow': RectifiedFlow,
 }
-STEPPERS = {'ddim': Ddim, 'ancestral': ancestral, 'heun': Heun, 'dpm_solver_pp_2m': DpmSolverPlusPlus2M}
+STEPPERS = {
+    'ddim': Ddim,
+    'ancestral': ancestral,
+    'learned_ancestral': LearnedAncestral,
+    'heun': Heun,
+    'dpm_solver_pp_2m': DpmSolverPlusPlus2M,
+}
 GUIDANCE_SCALES = {'power_cosine': PowerCosine, 'interval': Interval}
 OPTIMIZERS = {'adamw': adamw, 'adafactor': adafactor, 'muon': muon}
 
@@ -170,7 +176,8 @@ def conditioning(section: Mapping[str, Any], schedule: Schedule) -> Conditioning
 
 
 # Keys of the section `sampler` that are fields of `Stage`; the others are the stepper's.
-_STAGE_KEYS = {'steps', 'guidance', 'rescale', 'frames_guidance', 'weak_guidance', 'frames_noise', 'low_noise'}
+_STAGE_KEYS = {'steps', 'last_time', 'guidance', 'guidance_channels', 'rescale', 'frames_guidance', 'weak_guidance'}
+_STAGE_KEYS |= {'frames_noise', 'low_noise'}
 
 
 def sampler(section: Mapping[str, Any]) -> dict[str, Any]:

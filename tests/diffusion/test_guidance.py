@@ -195,3 +195,30 @@ def test_errors_name_the_values():
         Interval(2.0, 0.6, 0.4)
     with pytest.raises(ValueError, match='power is positive, not 0'):
         PowerCosine(power=0)
+
+
+def _of_more(z, t_B, cond):
+    """Twice the channels of z: what a denoiser that learns its variance returns."""
+    return jnp.concatenate([_denoise(z, t_B, cond), 7.0 * cond['label'][:, None] + z], axis=-1)
+
+
+@pytest.mark.parametrize(('channels', 'guided'), [(None, 4), (3, 3), (4, 4)])
+def test_channels_that_are_not_guided_are_those_of_the_conditional_rows(channels, guided, inputs):
+    """What a denoiser says about its variance always; of the latents all but the first so many."""
+    found = classifier_free(_of_more, 3.0, _null, channels=channels)(*inputs)
+    all_guided, conditional = classifier_free(_denoise, 3.0, _null)(*inputs), _of_more(*inputs)
+    np.testing.assert_allclose(found[:, :guided], all_guided[:, :guided], atol=1e-5)
+    np.testing.assert_array_equal(found[:, guided:], conditional[:, guided:])
+    away = autoguidance(_of_more, _denoise, 3.0, channels=channels)(*inputs)
+    np.testing.assert_array_equal(away[:, guided:], conditional[:, guided:])
+
+
+def test_rescaling_looks_at_the_guided_channels_alone(inputs):
+    plain, more = (classifier_free(model, 4.0, _null, rescale=1.0)(*inputs) for model in (_denoise, _of_more))
+    np.testing.assert_allclose(more[:, :4], plain, atol=1e-5)
+
+
+@pytest.mark.parametrize('channels', [0, 5])
+def test_more_channels_than_there_are_cannot_be_guided(channels, inputs):
+    with pytest.raises(ValueError, match=f'1 to 4 channels, those of the latents, not of {channels}'):
+        classifier_free(_of_more, 3.0, _null, channels=channels)(*inputs)

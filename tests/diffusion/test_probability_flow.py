@@ -79,7 +79,7 @@ class Interior:
     def alpha_sigma(self, t):
         return self.of.alpha_sigma(t)
 
-    def sampling_times(self, steps):
+    def sampling_times(self, steps, last=None):
         return np.linspace(self.high, self.low, steps + 1, dtype=np.float32)
 
 

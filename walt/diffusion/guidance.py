@@ -18,6 +18,19 @@ standard deviation of the best prediction f, that of an example over all its num
 
 Every prediction of `walt.diffusion.prediction` is affine in z0, so guiding v, eps or z0 is the same thing; but not so
 rescaling it. (3) is of what the denoiser predicts: v in that paper and in W.A.L.T.
+
+All this may be of the first `channels` of the latents only: DiT's published samples are guided on 3 of 4. Other
+channels, and what a denoiser says about its variance, are those of the best prediction.
+
+Classifier guidance (arXiv:2105.05233, algorithm 2) needs no condition of the denoiser's but a classifier of noisy
+latents. Since eps = -sigma grad log p(z_t) in expectation, Bayes' rule makes of it the eps of p(z_t | y)^w p(z_t)^(1-w)
+
+    eps~ = eps - w sigma grad log p(y | z_t)                                                                        (4)
+    z0~  = z0 + w (sigma^2 / alpha) grad log p(y | z_t)                                                             (5)
+
+where (5) follows from z_t = alpha z0 + sigma eps, and any other prediction from both. Where alpha is 0, z_t says
+nothing about y, and nothing is added. The classifier is one of noisy latents, or one of clean latents that is asked
+about the z0 that the denoiser predicts (arXiv:2302.07121, equation 6): `of_estimate`.
 """
 
 import dataclasses
@@ -26,14 +39,18 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from walt.diffusion.prediction import Cond, Denoise
-from walt.diffusion.schedules import over_trailing
+from walt.diffusion.prediction import Cond, Denoise, Parametrisation, target, to_z0_eps
+from walt.diffusion.schedules import Schedule, over_trailing
+from walt.diffusion.variance import split_prediction
 
 Scale = float | Callable[[jax.Array], jax.Array]
 """w, or t_B -> w_B."""
 
 Null = Callable[[Cond], Cond]
 """Replaces the conditions to guide by by their null (label -> null class), in the same tree."""
+
+LogProb = Callable[[jax.Array, jax.Array, Cond], jax.Array]
+"""log_prob(z, t_B, cond) -> (B,), log p(y | z_t) of the y in `cond`, such as its label; each row by itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +89,9 @@ class Interval:
         return jnp.where((self.low <= t_B) & (t_B <= self.high), self.scale, 1.0)
 
 
-def classifier_free(denoise: Denoise, scale: Scale, null: Null, rescale: float = 0.0) -> Denoise:
+def classifier_free(
+    denoise: Denoise, scale: Scale, null: Null, rescale: float = 0.0, channels: int | None = None
+) -> Denoise:
     """Returns the denoiser of equation (1): one call of `denoise` on the batch twice, conditional rows first.
 
     All rows receive the same `estimate`, which the sampler takes from the guided prediction.
@@ -82,11 +101,14 @@ def classifier_free(denoise: Denoise, scale: Scale, null: Null, rescale: float =
         scale: 1 is no guidance, and returns `denoise` itself.
         null: takes away what to guide by.
         rescale: phi of equation (3).
+        channels: of the latents that are guided, the first so many; all by default.
     """
-    return by_condition(denoise, [(scale, null)], rescale)
+    return by_condition(denoise, [(scale, null)], rescale, channels)
 
 
-def by_condition(denoise: Denoise, guides: Sequence[tuple[Scale, Null]], rescale: float = 0.0) -> Denoise:
+def by_condition(
+    denoise: Denoise, guides: Sequence[tuple[Scale, Null]], rescale: float = 0.0, channels: int | None = None
+) -> Denoise:
     """Returns the denoiser of equation (2): one call of `denoise` on the batch once for every guide and once more.
 
     Args:
@@ -94,6 +116,7 @@ def by_condition(denoise: Denoise, guides: Sequence[tuple[Scale, Null]], rescale
         guides: (scale, null) of every condition, in the order in which they are taken away: of (2), text then frames.
             Those at the end with scale 1 cost nothing: what they take away need not be.
         rescale: phi of equation (3).
+        channels: of the latents that are guided, the first so many; all by default.
     """
     _check(rescale)
     guides = list(guides)
@@ -110,12 +133,14 @@ def by_condition(denoise: Denoise, guides: Sequence[tuple[Scale, Null]], rescale
         rows = [(z, t_B, some) for some in conds]
         stacked = jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows)
         predictions = jnp.split(denoise(*stacked).astype(jnp.float32), len(rows))
-        return _away(predictions, scales, t_B, rescale)
+        return _away(predictions, scales, t_B, rescale, _guided_channels(channels, z))
 
     return guided
 
 
-def autoguidance(denoise: Denoise, weak: Denoise, scale: Scale, rescale: float = 0.0) -> Denoise:
+def autoguidance(
+    denoise: Denoise, weak: Denoise, scale: Scale, rescale: float = 0.0, channels: int | None = None
+) -> Denoise:
     """Returns the denoiser that goes away from `weak`, a smaller or less trained one of the same latents.
 
     Both are called with the same conditions and the same `estimate`.
@@ -125,6 +150,7 @@ def autoguidance(denoise: Denoise, weak: Denoise, scale: Scale, rescale: float =
         weak: the model to go away from.
         scale: 1 is no guidance, and returns `denoise` itself.
         rescale: phi of equation (3).
+        channels: of the latents that are guided, the first so many; all by default.
     """
     _check(rescale)
     if scale == 1:
@@ -132,13 +158,91 @@ def autoguidance(denoise: Denoise, weak: Denoise, scale: Scale, rescale: float =
 
     def guided(z: jax.Array, t_B: jax.Array, cond: Cond) -> jax.Array:
         predictions = [model(z, t_B, cond).astype(jnp.float32) for model in (denoise, weak)]
-        return _away(predictions, [scale], t_B, rescale)
+        return _away(predictions, [scale], t_B, rescale, _guided_channels(channels, z))
 
     return guided
 
 
-def _away(predictions: Sequence[jax.Array], scales: Sequence[Scale], t_B: jax.Array, rescale: float) -> jax.Array:
+def by_classifier(
+    denoise: Denoise, log_prob: LogProb, scale: Scale, *, schedule: Schedule, parametrisation: Parametrisation
+) -> Denoise:
+    """Returns the denoiser of equation (4), for every stepper; it has the gradient of `log_prob` beside each pass.
+
+    Args:
+        denoise: the model, or a guided one. Guidance with scale 0 makes it the unconditional one.
+        log_prob: of what to guide towards; differentiable by z.
+        scale: w; 0 is no guidance, and returns `denoise` itself.
+        schedule, parametrisation: of the denoiser.
+    """
+    if scale == 0:
+        return denoise
+
+    def guided(z: jax.Array, t_B: jax.Array, cond: Cond) -> jax.Array:
+        z = z.astype(jnp.float32)
+        prediction = denoise(z, t_B, cond).astype(jnp.float32)
+        gradient = jax.grad(lambda z: log_prob(z, t_B, cond).sum())(z)
+        alpha_B, sigma_B = schedule.alpha_sigma(t_B)
+        weight_B = (scale(t_B) if callable(scale) else scale) * sigma_B
+        eps = -over_trailing(weight_B, z) * gradient
+        per_alpha_B = jnp.where(alpha_B > 0, sigma_B / jnp.where(alpha_B > 0, alpha_B, 1), 0)
+        z0 = -over_trailing(per_alpha_B, z) * eps
+        eps = jnp.where(over_trailing(alpha_B > 0, z), eps, 0)
+        # Predictions are linear in the pair (z0, eps), so that of the differences is the difference.
+        return prediction.at[..., : z.shape[-1]].add(target(parametrisation, z0, eps, alpha_B, sigma_B))
+
+    return guided
+
+
+def of_estimate(
+    denoise: Denoise,
+    log_prob: Callable[[jax.Array, Cond], jax.Array],
+    *,
+    schedule: Schedule,
+    parametrisation: Parametrisation,
+) -> LogProb:
+    """Returns the `LogProb` of a classifier of clean latents: what it says about the z0 that is predicted at z_t.
+
+    Its gradient goes through the denoiser, so a guided step costs four passes in place of one. A classifier of
+    pictures, such as a packed one, takes z0 through the decoder (not `FrozenTokenizer.decode`, whose integers have no
+    gradient) and its own patches:
+
+        def log_prob(z0, cond):
+            z0 = tokenizer.norm.denormalise(z0)
+            video = tokenizer.module.apply({'params': tokenizer.params}, z0, method='decode')
+            logits = classifier.apply({'params': params}, rows_of(video))
+            return jnp.take_along_axis(jax.nn.log_softmax(logits), cond['label'][:, None], axis=1)[:, 0]
+
+        own = of_estimate(bound(stage.denoiser, stage.params), log_prob, schedule=.., parametrisation=..)
+        stage = dataclasses.replace(stage, classifier=own, classifier_guidance=1.0)
+
+    Args:
+        denoise: the model that is guided.
+        log_prob: (z0, cond) -> (B,), differentiable.
+    """
+
+    def of_noisy(z: jax.Array, t_B: jax.Array, cond: Cond) -> jax.Array:
+        prediction, _ = split_prediction(denoise(z, t_B, cond), z)
+        z0, _ = to_z0_eps(parametrisation, prediction, z, *schedule.alpha_sigma(t_B))
+        return log_prob(z0, cond)
+
+    return of_noisy
+
+
+def _guided_channels(channels: int | None, z: jax.Array) -> int:
+    if channels is not None and not 1 <= channels <= z.shape[-1]:
+        raise ValueError(f'guidance is of 1 to {z.shape[-1]} channels, those of the latents, not of {channels}')
+    return channels or z.shape[-1]
+
+
+def _away(
+    predictions: Sequence[jax.Array], scales: Sequence[Scale], t_B: jax.Array, rescale: float, channels: int
+) -> jax.Array:
     """Equations (2) and (3); `predictions` from the best to the worst, one more than `scales`."""
+    rest, predictions = predictions[0][..., channels:], [prediction[..., :channels] for prediction in predictions]
+    return jnp.concatenate([_guide(predictions, scales, t_B, rescale), rest], axis=-1)
+
+
+def _guide(predictions: Sequence[jax.Array], scales: Sequence[Scale], t_B: jax.Array, rescale: float) -> jax.Array:
     result = predictions[-1]
     for better, worse, scale in reversed(list(zip(predictions, predictions[1:], scales))):
         weight = over_trailing(scale(t_B), better) if callable(scale) else scale

@@ -17,6 +17,8 @@ SNR = alpha^2 / sigma^2. At a given z_t every prediction y is affine in z0, so f
 
 At zero SNR w is 0, except for eps: where sampling starts from it, its first pass is hardly trained. It is made for
 schedules that end above.
+
+A denoiser that learns its variance is trained on a variational bound beside this: L + w L_vlb (`variance`, equation 6).
 """
 
 import dataclasses
@@ -25,7 +27,8 @@ import jax
 import jax.numpy as jnp
 
 from walt.diffusion.prediction import Cond, Denoise, Parametrisation, check, target, to_z0_eps
-from walt.diffusion.schedules import Schedule, corrupt, over_trailing
+from walt.diffusion.schedules import Discrete, Schedule, corrupt, over_trailing
+from walt.diffusion.variance import bound_bits, split_prediction
 from walt.randomness import bernoulli, normal, stream
 
 
@@ -38,12 +41,15 @@ class DenoisingLoss:
         parametrisation: what the denoiser predicts: 'v', 'eps', 'z0' or 'flow'.
         self_conditioning: p_sc. At 0 there is no first pass.
         min_snr_gamma: gamma of the min-SNR weights, 5 in their paper; None weights all times by 1.
+        vlb_weight: w of the variational bound, by which the denoiser learns its variance, 0.001 in IDDPM and DiT; None
+            for a denoiser that does not.
     """
 
     schedule: Schedule
     parametrisation: Parametrisation = 'v'
     self_conditioning: float = 0.9
     min_snr_gamma: float | None = None
+    vlb_weight: float | None = None
 
     def __post_init__(self):
         check(self.parametrisation, self.schedule)
@@ -51,6 +57,10 @@ class DenoisingLoss:
             raise ValueError(f'self_conditioning is a probability in [0, 1], not {self.self_conditioning}')
         if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
             raise ValueError(f'min_snr_gamma is None or positive, not {self.min_snr_gamma}')
+        if self.vlb_weight is not None and self.vlb_weight <= 0:
+            raise ValueError(f'vlb_weight is None or positive, not {self.vlb_weight}')
+        if self.vlb_weight is not None and not isinstance(self.schedule, Discrete):
+            raise ValueError(f'vlb_weight {self.vlb_weight} goes with a chain of steps, which {self.schedule} is not')
 
     def __call__(
         self, denoise: Denoise, z0: jax.Array, cond: Cond, key_B: jax.Array
@@ -76,17 +86,21 @@ class DenoisingLoss:
         estimate = jnp.zeros_like(z0)
         self_conditioned_B = bernoulli(stream(key_B, 'self_conditioning'), self.self_conditioning)
         if self.self_conditioning > 0:
-            first = denoise(z_t, t_B, cond | {'estimate': estimate})
+            first, _ = split_prediction(denoise(z_t, t_B, cond | {'estimate': estimate}), z0)
             first_z0, _ = to_z0_eps(self.parametrisation, first, z_t, alpha_B, sigma_B)
             estimate = jnp.where(over_trailing(self_conditioned_B, z0), jax.lax.stop_gradient(first_z0), 0)
 
-        prediction = denoise(z_t, t_B, cond | {'estimate': estimate})
-        if prediction.shape != z0.shape:
-            raise ValueError(f'the denoiser predicts {prediction.shape} for latents of {z0.shape}')
-        error = prediction.astype(jnp.float32) - target(self.parametrisation, z0, eps, alpha_B, sigma_B)
+        prediction, share = split_prediction(denoise(z_t, t_B, cond | {'estimate': estimate}), z0)
+        if (share is None) != (self.vlb_weight is None):
+            does = 'says nothing' if share is None else 'says'
+            raise ValueError(f'the denoiser {does} about its variance, and vlb_weight is {self.vlb_weight}')
+        error = prediction - target(self.parametrisation, z0, eps, alpha_B, sigma_B)
         loss_B = jnp.mean(jnp.square(error), axis=tuple(range(1, z0.ndim)))
         if self.min_snr_gamma is not None:
             loss_B = loss_B * min_snr_weight(self.parametrisation, alpha_B, sigma_B, self.min_snr_gamma)
+        if self.vlb_weight is not None:
+            fixed = to_z0_eps(self.parametrisation, jax.lax.stop_gradient(prediction), z_t, alpha_B, sigma_B)
+            loss_B = loss_B + self.vlb_weight * bound_bits(self.schedule, t_B, z0, eps, *fixed, share)
         return loss_B, {'t_B': t_B, 'self_conditioned_B': self_conditioned_B}
 
 

@@ -35,7 +35,10 @@ sampler set it; their callers leave it out.
 """
 
 Denoise = Callable[[jax.Array, jax.Array, Cond], jax.Array]
-"""denoise(z_BTHWC, t_B, cond) -> prediction_BTHWC: the one interface between models and diffusion. z is of any rank."""
+"""denoise(z_BTHWC, t_B, cond) -> prediction_BTHWC: the one interface between models and diffusion. z is of any rank.
+
+A denoiser that learns its variance returns twice as many channels: the prediction, and after it what says where the
+variance lies (`walt.diffusion.variance`)."""
 
 
 def _from_v(v, z_t, alpha, sigma):

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from walt.diffusion.prediction import Cond, Denoise, Parametrisation, check, to_z0_eps
 from walt.diffusion.schedules import Schedule
 from walt.diffusion.steppers import Pass, Stepper
+from walt.diffusion.variance import split_prediction
 from walt.randomness import normal, stream
 
 
@@ -39,9 +40,9 @@ def draw_noise(key_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return normal(stream(key_B, 'noise'), shape)
 
 
-def passes(schedule: Schedule, stepper: Stepper, steps: int) -> int:
+def passes(schedule: Schedule, stepper: Stepper, steps: int, last_time: float | None = None) -> int:
     """How often `sample` runs the denoiser."""
-    return len(stepper.visits(schedule.sampling_times(steps))) - 1
+    return len(stepper.visits(schedule.sampling_times(steps, last_time))) - 1
 
 
 def sample(
@@ -56,6 +57,7 @@ def sample(
     self_conditioning: bool,
     parametrisation: Parametrisation = 'v',
     project: Callable[[jax.Array], jax.Array] | None = None,
+    last_time: float | None = None,
 ) -> jax.Array:
     """Returns samples of z0, (B, ...) float32.
 
@@ -70,6 +72,8 @@ def sample(
         self_conditioning: whether the model is given its last estimate; otherwise zeros at every step.
         parametrisation: what the model predicts.
         project: z0 -> z0, both (B, ...) float32, applied to every prediction; the samples are the last one.
+        last_time: the last time before 0, those before evenly spaced from 1; 1 / steps by default. 1 / K respaces a
+            schedule of K steps as IDDPM and DiT do.
 
     Raises:
         ValueError: for a parametrisation that the schedule cannot have, more steps than the schedule has, or a number
@@ -78,19 +82,19 @@ def sample(
     check(parametrisation, schedule)
     if key_B.shape != noise.shape[:1]:
         raise ValueError(f'one key an example: keys are {key_B.shape}, noise is {noise.shape}')
-    times = jnp.asarray(stepper.visits(schedule.sampling_times(steps)))
+    times = jnp.asarray(stepper.visits(schedule.sampling_times(steps, last_time)))
     alphas, sigmas = schedule.alpha_sigma(times)
 
     def turn(carry: tuple[jax.Array, Pass], visit):
         z, before = carry
         i, t, at_t, at_s = visit
         estimate = before.z0 if self_conditioning else jnp.zeros_like(z)
-        prediction = denoise(z, jnp.full(len(z), t), cond | {'estimate': estimate})
+        prediction, share = split_prediction(denoise(z, jnp.full(len(z), t), cond | {'estimate': estimate}), z)
         z0, eps = to_z0_eps(parametrisation, prediction, z, *at_t)
         if project:
             z0, eps = to_z0_eps('z0', project(z0), z, *at_t)
-        here = Pass(z, z0, eps, at_t)
-        return (stepper(here, before, at_s, stream(key_B, 'sampler', i)), here), None
+        here = Pass(z, z0, eps, at_t, share)
+        return (stepper(here, before, at_s, stream(key_B, 'sampler', i)), here._replace(share=None)), None
 
     z = noise.astype(jnp.float32)
     start = Pass(z, jnp.zeros_like(z), z, (jnp.zeros(()), jnp.ones(())))

@@ -58,12 +58,15 @@ class Schedule(Protocol):
     def draw_times(self, key_B: jax.Array) -> jax.Array:
         """Draws a time to train at from each key: t_B, float32."""
 
-    def sampling_times(self, steps: int) -> np.ndarray:
-        """Returns the times 1, ..., 0 that a sampler of `steps` steps visits: (steps + 1,) float32, decreasing."""
+    def sampling_times(self, steps: int, last: float | None = None) -> np.ndarray:
+        """Returns the times 1, ..., 0 that a sampler of `steps` steps visits: (steps + 1,) float32, decreasing.
+
+        All but the 0 are evenly spaced from 1 to `last`, which is 1 / steps by default: then the 0 is too.
+        """
 
 
-class _Discrete:
-    """A schedule of `steps` noise levels from a float64 table: `_alphas()` is alpha at the steps 1, ..., K."""
+class Discrete:
+    """Schedules of `steps` noise levels from a float64 table: `_alphas()` is alpha at the steps 1, ..., K."""
 
     variance_preserving: ClassVar[bool] = True
 
@@ -84,15 +87,25 @@ class _Discrete:
         step_B = jax.vmap(lambda key: jax.random.randint(key, (), 1, self.steps + 1))(key_B)
         return step_B / jnp.float32(self.steps)
 
-    def sampling_times(self, steps: int) -> np.ndarray:
-        """Returns the trailing times: for 50 of 1000 steps (1000, 980, ..., 20, 0) / 1000."""
+    def sampling_times(self, steps: int, last: float | None = None) -> np.ndarray:
+        """Returns the steps nearest to even spacing: of 1000 steps 50 are the trailing (1000, 980, ..., 20, 0) / 1000.
+
+        With `last` 1 / 1000, 250 are (1000, 996, 992, ..., 5, 1, 0) / 1000: those that IDDPM respaces to.
+        """
         if steps > self.steps:
             raise ValueError(f'{steps} sampler steps do not fit a schedule of {self.steps} steps')
-        return (np.round(_trailing(steps) * self.steps) / self.steps).astype(np.float32)
+        if last is None:
+            return (np.round(_even(steps) * self.steps) / self.steps).astype(np.float32)
+        _check_last(steps, last)
+        # IDDPM counts from 0, which says where a half is rounded to.
+        visited = np.round(np.linspace(self.steps - 1, last * self.steps - 1, steps)) + 1
+        if visited[-1] < 1 or (np.diff(visited) >= 0).any():
+            raise ValueError(f'{steps} times from 1 to {last} do not fit a schedule of {self.steps} steps')
+        return (np.append(visited, 0) / self.steps).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
-class DiscreteLinear(_Discrete):
+class DiscreteLinear(Discrete):
     """Equation (2), the paper's schedule, and equation (4)."""
 
     steps: int = 1000
@@ -111,7 +124,7 @@ class DiscreteLinear(_Discrete):
 
 
 @dataclasses.dataclass(frozen=True)
-class Cosine(_Discrete):
+class Cosine(Discrete):
     """Equation (5): `offset` keeps the first betas from vanishing, `max_beta` the last alpha."""
 
     steps: int = 1000
@@ -170,9 +183,9 @@ class ContinuousLinear:
         """Draws t ~ U(0, 1)."""
         return uniform(key_B)
 
-    def sampling_times(self, steps: int) -> np.ndarray:
-        """Returns `steps` + 1 evenly spaced times from 1 to 0."""
-        return _trailing(steps).astype(np.float32)
+    def sampling_times(self, steps: int, last: float | None = None) -> np.ndarray:
+        """Returns `steps` + 1 times: evenly spaced from 1 to `last`, and 0."""
+        return _even(steps, last).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,9 +223,9 @@ class RectifiedFlow:
         location, scale = self.logit_normal
         return self._shifted(jax.nn.sigmoid(location + scale * jax.vmap(jax.random.normal)(key_B)))
 
-    def sampling_times(self, steps: int) -> np.ndarray:
-        """Returns `steps` + 1 times from 1 to 0, evenly spaced before the shift."""
-        return self._shifted(_trailing(steps)).astype(np.float32)
+    def sampling_times(self, steps: int, last: float | None = None) -> np.ndarray:
+        """Returns `steps` + 1 times: evenly spaced from 1 to `last` before the shift, and 0."""
+        return self._shifted(_even(steps, last)).astype(np.float32)
 
 
 def corrupt(z0: jax.Array, eps: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
@@ -225,10 +238,18 @@ def over_trailing(x_B: jax.Array, like: jax.Array) -> jax.Array:
     return jnp.expand_dims(x_B, tuple(range(jnp.ndim(x_B), like.ndim)))
 
 
-def _trailing(steps: int) -> np.ndarray:
+def _even(steps: int, last: float | None = None) -> np.ndarray:
     if steps < 1:
         raise ValueError(f'a sampler takes at least 1 step, not {steps}')
-    return np.arange(steps, -1, -1) / steps
+    if last is None:
+        return np.arange(steps, -1, -1) / steps
+    _check_last(steps, last)
+    return np.append(np.linspace(1, last, steps), 0)
+
+
+def _check_last(steps: int, last: float):
+    if not 0 < last < 1 or steps < 2:
+        raise ValueError(f'2 or more times go from 1 to one between 0 and 1, not {steps} to {last}')
 
 
 def _check_linear(steps: int, beta_start: float, beta_end: float):

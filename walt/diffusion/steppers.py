@@ -11,7 +11,8 @@ With alpha^2 + sigma^2 = 1 and SNR = alpha^2 / sigma^2, equation (2) is
 
 so eta^2 (1 - SNR_t / SNR_s) is the share of the noise that is new. This form keeps its digits at both ends: at zero
 terminal SNR (alpha_t = 0) the share is eta^2, and at the last step (sigma_s = 0) c is 0. At eta = 1 it is the variance
-of q(z_s | z_t, z0) for any alpha and sigma, on the circle or not. Under rectified flow DDIM is Euler's method.
+of q(z_s | z_t, z0) for any alpha and sigma, on the circle or not; `LearnedAncestral` takes the denoiser's own. Under
+rectified flow DDIM is Euler's method.
 
 Without new noise every stepper follows the probability flow, on which z0 and eps are the denoiser's at every t. Two
 ways to write it that stay finite at zero SNR, with n = sqrt(alpha^2 + sigma^2) and tan phi = sigma / alpha:
@@ -43,6 +44,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from walt.diffusion.schedules import Level, corrupt, over_trailing
+from walt.diffusion.variance import log_variance, new_noise, posterior_mean
 from walt.randomness import normal
 
 
@@ -57,6 +59,9 @@ class Pass(NamedTuple):
     """(B, ...) predicted."""
     at: Level
     """alpha and sigma of t, scalars or (B,)."""
+    share: jax.Array | None = None
+    """(B, ...), where the variance lies (`walt.diffusion.variance`); None of a denoiser that does not say, and of the
+    pass before."""
 
 
 class Stepper(Protocol):
@@ -98,9 +103,7 @@ class Ddim:
         """See `Stepper`."""
         eps = here.eps
         if self.eta > 0:
-            (alpha_t, sigma_t), (alpha_s, sigma_s) = here.at, at_s
-            snr_ratio = jnp.square(alpha_t * sigma_s / (alpha_s * sigma_t))
-            new = over_trailing(self.eta**2 * jnp.maximum(1 - snr_ratio, 0), eps)
+            new = over_trailing(self.eta**2 * new_noise(here.at, at_s), eps)
             eps = jnp.sqrt(1 - new) * eps + jnp.sqrt(new) * normal(key_B, eps.shape[1:])
         return corrupt(here.z0, eps, *at_s)
 
@@ -108,6 +111,25 @@ class Ddim:
 def ancestral() -> Ddim:
     """The sampler of DDPM (arXiv:2006.11239, algorithm 2) with the posterior's variance: `Ddim` at eta = 1."""
     return Ddim(eta=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedAncestral:
+    """The sampler of DDPM with the variance that the denoiser predicts (IDDPM): equations (3) and (4) of `variance`."""
+
+    def visits(self, times: np.ndarray) -> np.ndarray:
+        """One pass a step."""
+        return times
+
+    def __call__(self, here: Pass, before: Pass, at_s: Level, key_B: jax.Array) -> jax.Array:
+        """See `Stepper`; raises `ValueError` if the denoiser says nothing about its variance."""
+        if here.share is None:
+            raise ValueError('ancestral sampling with a learned variance, but the denoiser predicts none')
+        clean = over_trailing(at_s[1] == 0, here.z)
+        away = at_s[0], jnp.where(at_s[1] == 0, here.at[1], at_s[1])  # nothing has a logarithm at the clean end
+        std = jnp.exp(log_variance(here.share, here.at, away) / 2)
+        noise = std * normal(key_B, here.z.shape[1:])
+        return posterior_mean(here.z0, here.eps, here.at, at_s) + jnp.where(clean, 0, noise)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from walt.denoiser.conditions import (
     given_frames,
     without,
 )
-from walt.diffusion.guidance import Scale, autoguidance, by_condition
+from walt.diffusion.guidance import LogProb, Scale, autoguidance, by_classifier, by_condition
 from walt.diffusion.prediction import Denoise, Parametrisation
 from walt.diffusion.sampler import draw_noise, sample
 from walt.diffusion.schedules import Schedule, corrupt
@@ -60,6 +60,11 @@ class Stage:
         most_given: latent frames that are given to go on from, at most; as in training.
         frames_guidance: guidance towards the given frames, which `guidance` towards label and text adds to; 1 is none.
         weak, weak_guidance: autoguidance, away from another denoiser, after all other guidance; 1 is none.
+        guidance_channels: of the latents that all this guidance is of, the first so many; None: all.
+        classifier, classifier_guidance: towards a class, by the gradient of a classifier of noisy latents
+            (`walt.diffusion.guidance.by_classifier`), added to all other guidance; 0 is none. It is told what the
+            denoiser is told. To guide by it alone, `guidance` is 0.
+        last_time: of the last pass, as `walt.diffusion.sampler.sample` takes it.
         frames_noise: given frames have the noise of this time, against drift in long videos.
         low_noise: low-resolution latents have the noise of this time.
     """
@@ -81,11 +86,18 @@ class Stage:
     frames_guidance: Scale = 1.0
     weak: Weak | None = None
     weak_guidance: Scale = 1.0
+    guidance_channels: int | None = None
+    classifier: LogProb | None = None
+    classifier_guidance: Scale = 0.0
+    last_time: float | None = None
     frames_noise: float = 0.0
     low_noise: float = 0.0
 
     def __post_init__(self):
         check_self_conditioning(self.denoiser, self.self_conditioning)
+        if (self.classifier is None) != (self.classifier_guidance == 0):
+            does = 'no' if self.classifier is None else 'a'
+            raise ValueError(f'classifier_guidance is {self.classifier_guidance}, and there is {does} classifier')
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
@@ -200,6 +212,7 @@ class Stage:
             key_B=key_B,
             self_conditioning=self.self_conditioning,
             parametrisation=self.parametrisation,
+            last_time=self.last_time,
         )
         return z if given_BT is None else jnp.where(given_BT[..., None, None, None], given, z)
 
@@ -208,10 +221,14 @@ class Stage:
             return functools.partial(without, parts=parts, classes=self.denoiser.classes, null_text=null_text)
 
         guides = [(self.guidance, null('label', 'text')), (self.frames_guidance, null('frames'))]
-        denoise = by_condition(bound(self.denoiser, params), guides, self.rescale)
-        if self.weak is None:
+        how = self.rescale, self.guidance_channels
+        denoise = by_condition(bound(self.denoiser, params), guides, *how)
+        if self.weak is not None:
+            denoise = autoguidance(denoise, bound(self.weak.denoiser, weak_params), self.weak_guidance, *how)
+        if self.classifier is None:
             return denoise
-        return autoguidance(denoise, bound(self.weak.denoiser, weak_params), self.weak_guidance, self.rescale)
+        told = {'schedule': self.schedule, 'parametrisation': self.parametrisation}
+        return by_classifier(denoise, self.classifier, self.classifier_guidance, **told)
 
     def abstract_rows(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The rows of `sample_latents`, in shapes."""
