@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from tiny import DATA, binary, denoiser_config, run_here, tokenizer_config
+from tiny import DATA, binary, conditioned_config, denoiser_config, run_here, tokenizer_config
 
 from configs import tokenizer_sd
 
@@ -31,8 +31,9 @@ def sd_config() -> dict:
 def dit_config(tokenizer_dir='') -> dict:
     config = denoiser_config() | {'tokenizer_dir': str(tokenizer_dir)}
     config['denoiser'] = dict(name='dit', latent_shape=(1, 8, 8, 4), classes=10, width=32, depth=2, heads=2, patch=2)
-    config['loss'] = dict(parametrisation='eps', self_conditioning=0.0)
-    config['sampler'] = dict(name='ddim', steps=2, guidance=1.5)
+    config['schedule'] = dict(name='discrete_linear', steps=1000, zero_terminal_snr=False)
+    config['loss'] = dict(parametrisation='eps', self_conditioning=0.0, vlb_weight=0.001)
+    config['sampler'] = dict(name='ancestral', steps=2, guidance=1.5)
     return config
 
 
@@ -131,39 +132,46 @@ def test_the_autoencoder_is_exported_as_it_was_with_its_norm_in_the_header(runs,
         np.testing.assert_allclose(json.loads(file.metadata()['latent_std']), 1 / 0.18215, rtol=1e-6)
 
 
+@pytest.fixture(scope='module')
+def ours(program, tmp_path_factory):
+    """A run of a tokenizer and one of a W.A.L.T denoiser of all conditions, never trained: (workdir, configuration)."""
+    folder, rng = tmp_path_factory.mktemp('ours'), np.random.default_rng(0)
+    configs = {'tokenizer': tokenizer_config(), 'denoiser': conditioned_config()}
+    configs['denoiser']['tokenizer_dir'] = str(folder / 'tokenizer')
+    for part, config in configs.items():
+        _, init, measured = program._network(config, part)
+        shapes = {'params': program.abstract_params(init, program.make_mesh()), 'measured': measured}
+        trained = jax.tree.map(lambda leaf: np.asarray(rng.normal(size=leaf.shape), leaf.dtype), shapes)
+        program.save_ema(folder / part, trained, config, step=5)
+    return {part: (folder / part, config) for part, config in configs.items()}
+
+
 @pytest.mark.parametrize('part', ['tokenizer', 'denoiser'])
-def test_runs_of_ours_go_out_and_come_in_under_their_own_names(part, trained, export, program, tmp_path):
-    workdir, out = trained.folder / part, tmp_path / 'ours.safetensors'
+def test_runs_of_ours_go_out_and_come_in_under_their_own_names(part, ours, export, program, tmp_path):
+    """With what was measured: a tokenizer's latent norm, a denoiser's null text."""
+    (workdir, config), out = ours[part], tmp_path / 'ours.safetensors'
     arrays = export(str(workdir), str(out))
-    expected = 'params.blocks.spatial.attention.qkv.kernel' if part == 'denoiser' else 'measured.mean_C'
-    assert expected in arrays and all(name.split('.')[0] in ('params', 'measured') for name in arrays)
-    config = {'tokenizer': tokenizer_config, 'denoiser': denoiser_config}[part]()
-    config |= {'tokenizer_dir': str(trained.folder / 'tokenizer')} if part == 'denoiser' else {}
+    names = {
+        'tokenizer': {'params.decoder.head.bias', 'measured.mean_C', 'measured.std_C'},
+        'denoiser': {'params.blocks.spatial.attention.qkv.kernel', 'measured.text_SE', 'measured.mask_S'},
+    }
+    assert names[part] < set(arrays) and all(name.split('.')[0] in ('params', 'measured') for name in arrays)
     program.import_weights(config, 'walt', str(out), str(tmp_path / 'again'))
     if part == 'denoiser':
         assert_same(program, workdir, tmp_path / 'again')
     else:
         found = [program.restore.tokenizer(str(path), program.make_mesh())[0] for path in (workdir, tmp_path / 'again')]
         jax.tree.map(np.testing.assert_array_equal, *found)
-    lacking = {name: array for name, array in load_file(out).items() if name != 'params.head.linear.bias'}
-    lacking.pop('params.decoder.head.bias', None)
-    save_file(lacking, tmp_path / 'lacking.safetensors')
-    with pytest.raises(ValueError, match=r'missing: params\.(head\.linear|decoder\.head)\.bias \(\d+,\)'):
-        program.import_weights(config, 'walt', str(tmp_path / 'lacking.safetensors'), str(tmp_path / 'none'))
+
+    read, measured = load_file(out), min(name for name in names[part] if 'measured' in name)
+    for lacking, options, message in [
+        (min(name for name in names[part] if 'params' in name), {}, 'missing: {}'),
+        (measured, {'allow_missing': ['measured.*']}, r"lacks \['{}'\], which nothing can stand for"),
+    ]:
+        save_file({name: array for name, array in read.items() if name != lacking}, out)
+        with pytest.raises(ValueError, match=message.format(lacking)):
+            program.import_weights(config, 'walt', str(out), str(tmp_path / 'none'), **options)
     assert not (tmp_path / 'none').exists()
-
-
-def test_the_null_text_of_a_denoiser_comes_along(conditioned, letters, trained, export, program, tmp_path):
-    out, config = tmp_path / 'base.safetensors', conditioned.configs['base']
-    arrays = export(str(conditioned.folder / 'base'), str(out))
-    assert arrays['measured.mask_S'].dtype == bool and arrays['measured.text_SE'].any()
-    config |= {'tokenizer_dir': str(trained.folder / 'tokenizer')}
-    program.import_weights(config, 'walt', str(out), str(tmp_path / 'again'))
-    assert_same(program, conditioned.folder / 'base', tmp_path / 'again')
-    save_file({name: array for name, array in arrays.items() if 'mask' not in name}, tmp_path / 'less.safetensors')
-    options = dict(allow_missing=['*mask*'])
-    with pytest.raises(ValueError, match=r"lacks \['measured.mask_S'\], which nothing can stand for"):
-        program.import_weights(config, 'walt', str(tmp_path / 'less.safetensors'), str(tmp_path / 'no'), **options)
 
 
 def test_parameters_that_may_be_missing_start_as_those_of_a_new_run(runs, dit, program, tmp_path):
@@ -240,6 +248,17 @@ def test_names_of_another_network_and_other_files_are_not_exported(runs, export,
     assert not list(tmp_path.iterdir())
 
 
+def test_a_tokenizer_starts_from_one_of_its_own_kind(runs, program):
+    mesh, path = program.make_mesh(), str(runs / 'sd')
+    frozen, _, _ = program.restore.tokenizer(path, mesh)
+    params, norm = program.restore.starting_tokenizer(path, frozen.module, frozen.params, mesh)
+    jax.tree.map(np.testing.assert_array_equal, (params, norm), (frozen.params, frozen.norm))
+    causal = program.build.tokenizer(tokenizer_config()['tokenizer'], 'float32')
+    with pytest.raises(ValueError, match='it is a AutoencoderKl, that of this run a Tokenizer'):
+        program.restore.starting_tokenizer(path, causal, frozen.params, mesh)
+
+
+@pytest.mark.slow
 def test_an_imported_autoencoder_trains_on_with_its_encoder_frozen(runs, program, tmp_path):
     train = binary('train_tokenizer').train
     config = sd_config() | {'start': {'tokenizer_dir': str(runs / 'sd'), 'freeze_encoder': True}}
@@ -249,7 +268,3 @@ def test_an_imported_autoencoder_trains_on_with_its_encoder_frozen(runs, program
     jax.tree.map(np.testing.assert_array_equal, state.measured, frozen.norm)
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), state.params['decoder'], frozen.params['decoder'])
     assert max(jax.tree.leaves(moved)) > 0
-    config = sd_config() | {'start': {'tokenizer_dir': str(runs / 'sd'), 'freeze_encoder': False}}
-    causal = tokenizer_config() | {'start': config['start']}
-    with pytest.raises(ValueError, match='it is a AutoencoderKl, that of this run a Tokenizer'):
-        train(causal, str(tmp_path / 'causal'))

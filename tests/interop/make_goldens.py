@@ -7,10 +7,13 @@ python -m tests.interop.make_goldens          with the extra `interop` installed
 """
 
 import json
+import tempfile
 
 import numpy as np
 import torch
+import transformers
 from diffusers import AutoencoderKL, DiTTransformer2DModel
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from tests.interop import foreign
 
@@ -43,6 +46,11 @@ DIT = dict(
 )
 XL_2 = dict(sample_size=32, out_channels=8)
 
+# As google/t5-v1_1-xl, which W.A.L.T takes, but for sizes; the words are its whole vocabulary.
+T5 = dict(d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4, feed_forward_proj='gated-gelu')
+WORDS = ('<pad>', '</s>', '<unk>', 'a', 'cat', 'kitten', 'walks', 'strolls')
+PROMPTS = ('a cat walks', '', 'a kitten strolls', 'cat walks a kitten')
+
 
 def shapes_of(module: torch.nn.Module) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
@@ -72,6 +80,28 @@ def dit(arrays: dict[str, np.ndarray], z_BCHW, index_B, label_B) -> np.ndarray:
         return network(*inputs).sample.numpy()
 
 
+def t5_folder(folder) -> transformers.T5EncoderModel:
+    """Saves a T5 as transformers has models on disk, and returns it."""
+    words = {word: number for number, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token='<unk>'))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single='$A </s>', special_tokens=[('</s>', 1)])
+    marks = dict(eos_token='</s>', pad_token='<pad>', unk_token='<unk>')
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks).save_pretrained(folder)
+    network = transformers.T5EncoderModel(transformers.T5Config(vocab_size=len(words), **T5))
+    weights = foreign.weights(shapes_of(network))
+    weights['encoder.embed_tokens.weight'] = weights['shared.weight']
+    with_weights(network, weights).save_pretrained(folder)
+    return network
+
+
+def t5(network: transformers.T5EncoderModel, prompt: str) -> np.ndarray:
+    """Last hidden states of a prompt's words and </s>: (words + 1, width)."""
+    ids = [WORDS.index(word) for word in prompt.split()] + [1]
+    with torch.no_grad():
+        return network(input_ids=torch.tensor([ids])).last_hidden_state[0].numpy()
+
+
 def main() -> None:
     torch.manual_seed(0)
     foreign.GOLDENS.mkdir(exist_ok=True)
@@ -99,6 +129,11 @@ def main() -> None:
     made = dit(foreign.dit_weights(foreign.shapes('dit')), inputs['z'], inputs['index'], inputs['label'])
     positions = DiTTransformer2DModel(**DIT).pos_embed.pos_embed.numpy()
     np.savez_compressed(foreign.GOLDENS / 'dit.npz', **inputs, prediction=made, positions=positions)
+
+    with tempfile.TemporaryDirectory() as folder:
+        network = t5_folder(folder)
+    states = {f'states{number}': t5(network, prompt) for number, prompt in enumerate(PROMPTS)}
+    np.savez_compressed(foreign.GOLDENS / 't5.npz', prompts=np.array(PROMPTS), **states)
 
 
 if __name__ == '__main__':
