@@ -60,9 +60,7 @@ def tokenizer(
     return FrozenTokenizer(module, restored['params'], restored['measured']), config, step
 
 
-def starting_tokenizer(
-    tokenizer_dir: str, module: Tokenizer, params: Any, mesh: Mesh
-) -> tuple[Any, LatentNorm | None]:
+def starting_tokenizer(tokenizer_dir: str, module: Tokenizer, params: Any, mesh: Mesh) -> tuple[Any, LatentNorm | None]:
     """The averaged parameters of another run, inflated if that one is of images and `module` is of video; and its
     norm, or None where they are inflated, since clips have latents of other statistics.
 

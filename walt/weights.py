@@ -113,7 +113,7 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
     with _errors_of(path):
         state = read(path)
         if not isinstance(state, Mapping) or not all(isinstance(leaf, _Tensor) for leaf in state.values()):
-            raise ValueError(f'{path} holds {type(state).__name__}, expected a state dict: names to tensors')
+            raise ValueError(f'{path} holds {_told(state)}, expected a state dict: names to tensors')
         return {name: tensor.to_array(path) for name, tensor in state.items()}
 
 
@@ -293,6 +293,13 @@ def _errors_of(path):
         yield
     except (*_FORMAT_ERRORS, EOFError, AttributeError, LookupError, TypeError) as error:
         raise ValueError(f'{path} cannot be read: {error!r}') from error
+
+
+def _told(state) -> str:
+    if not isinstance(state, Mapping):
+        return type(state).__name__
+    others = {name: type(leaf).__name__ for name, leaf in state.items() if not isinstance(leaf, _Tensor)}
+    return f'a {type(state).__name__} with {others} in it'
 
 
 def _to_arrays(tree, source):
