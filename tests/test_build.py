@@ -77,6 +77,8 @@ DENOISERS = {
     'walt_t2v_base_9x16': 3094.7,
     'walt_t2v_sr1': 1296.5,
     'walt_t2v_sr2': 418.7,
+    'dit_imagenet_b4': 130.4,
+    'dit_imagenet_xl2': 674.8,
 }
 
 
@@ -86,7 +88,7 @@ def millions(tree) -> float:
 
 # Of these, the smoke mode takes the step of another one's.
 ALIKE = {'tokenizer_imagenet', 'tokenizer_k600', 'tokenizer_ucf101', 'walt_k600_l', 'walt_ucf101_xl'}
-ALIKE |= {'walt_t2v_base', 'walt_t2v_base_9x16', 'walt_t2v_sr2'}
+ALIKE |= {'walt_t2v_base', 'walt_t2v_base_9x16', 'walt_t2v_sr2', 'dit_imagenet_b4'}
 ALIKE |= {name for name in CONFIGS if name.startswith(('digits_', 'emoji_'))}
 MODES = [(name, '', []) for name in CONFIGS]
 MODES += [(name, 'smoke', [pytest.mark.slow] if name in ALIKE else []) for name in CONFIGS]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 
 from walt.data.encoded import Encoded
+from walt.data.flipped import Flipped
 from walt.data.image_folder import ImageFolder
 from walt.data.joint import Joint
 from walt.data.mosaic import Mosaic
@@ -46,7 +47,7 @@ SOURCES = {
     'image_folder': ImageFolder,
     'encoded': Encoded,
 }
-SOURCES_OF_SOURCES = {'joint': Joint, 'mosaic': Mosaic}
+SOURCES_OF_SOURCES = {'flipped': Flipped, 'joint': Joint, 'mosaic': Mosaic}
 TOKENIZERS = {'causal_cnn': Tokenizer, 'autoencoder_kl': AutoencoderKl}
 BOTTLENECKS = {'none': Continuous, 'kl': Kl, 'vq': Vq, 'lfq': Lfq, 'fsq': Fsq}
 DISCRIMINATORS = {'none': lambda dtype: None, 'residual_3d': Discriminator}

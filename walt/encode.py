@@ -8,7 +8,8 @@ the first shard that is not complete, and ends with the same bytes. Several prog
 share a folder, take `--worker=0 --workers=8`, `--worker=1 --workers=8`, ...; one program of several processes, which is
 how the hosts of a TPU pod run (`--distributed=auto`), shares the work by itself.
 
-Training reads the latents where the configuration's `data` is {'name': 'encoded', 'root': OUT}.
+Training reads the latents where the configuration's `data` is {'name': 'encoded', 'root': OUT}. Latents cannot be
+mirrored as pixels can: `data` of the name 'flipped' encodes every clip and its mirror image.
 """
 
 import functools
