@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tiny import DATA, binary, conditioned_config, denoiser_config, run_here, tokenizer_config
@@ -79,7 +80,10 @@ def test_an_imported_run_makes_pictures(runs, tmp_path):
     moved = shutil.copytree(runs / 'dit', tmp_path / 'dit')  # the tokenizer is in it
     run_here('sample', f'--workdir={moved}', '--labels=3,7', '--batch_size=2')
     record = json.loads((moved / 'samples' / 'samples.json').read_text())
-    assert record['labels'] == [3, 7] and record['step'] == [0] and len(record['files']) == 2
+    assert record['labels'] == [3, 7] and record['step'] == [0]
+    assert record['files'] == ['0000_label3.png', '0001_label7.png']
+    pictures = [np.asarray(Image.open(moved / 'samples' / name)) for name in record['files']]
+    assert pictures[0].shape == (16, 16, 3) and (pictures[0] != pictures[1]).any()
 
 
 def test_latents_are_scaled_as_stable_diffusions(program, runs, tmp_path):
