@@ -14,6 +14,7 @@ from walt.interop.table import flat
 from walt.tokenizer.autoencoder_kl import AutoencoderKl
 from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
 from walt.tokenizer.pixels import from_uint8
+from walt.tokenizer.streaming import encode_stream
 
 MODULE = AutoencoderKl(channels=32, multipliers=(1, 2), blocks=1, groups=8)
 
@@ -122,6 +123,13 @@ def test_frames_of_a_clip_are_pictures_by_themselves(params, rng):
     latents = MODULE.apply({'params': params}, from_uint8(video), method='encode')
     np.testing.assert_allclose(z, autoencoder_kl.LATENT_SCALE * latents, atol=1e-5)
     assert frozen.decode(z).shape == video.shape
+
+
+def test_a_stream_of_pictures_has_the_values_of_the_whole(params, rng):
+    video_BTHWC = rng.uniform(size=(1, 5, 8, 8, 3)).astype(np.float32)
+    z_BTHWC = MODULE.apply({'params': params}, video_BTHWC, method='encode')
+    pieces = list(encode_stream(MODULE, params, video_BTHWC, chunk=2))
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), z_BTHWC, atol=1e-5)
 
 
 def test_sizes_that_do_not_fit_are_refused(params):
