@@ -25,7 +25,7 @@ ALLOWED = {
     'evaluation': {'data', 'features', 'navit', 'nn', 'tokens'},
     'features': {'weights'},
     'text': {'nn', 'precision', 'weights'},
-    'interop': {'nn'},
+    'interop': {'denoiser', 'tokenizer'},
     'generation': {'data', 'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness', 'tokens'},
     'training': {'data', 'diffusion', 'tokenizer', 'denoiser', 'navit', 'parallel', 'randomness', 'tokens'},
 }

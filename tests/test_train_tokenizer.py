@@ -154,11 +154,13 @@ def test_a_run_prints_what_is_on_and_off(full):
 
 
 def test_a_second_stage_trains_the_decoder_of_another_run(full, train, tmp_path):
-    """And, once it has begun, goes on without that run."""
+    """And, once it has begun, goes on without that run. On other data latents are normalised as they were."""
     state = full[1]
     first = shutil.copytree(full[0], tmp_path / 'first')
     config = full_config(start=dict(tokenizer_dir=str(first), freeze_encoder=True))
+    config['data'] = config['data'] | {'seed': 1}
     after = train(config, tmp_path / 'second')
+    assert_same(after.measured, state.measured)
     shutil.rmtree(first)
     assert_same(train(config, tmp_path / 'second'), after)
     for part in ('encoder', 'bottleneck'):
@@ -178,7 +180,8 @@ def test_a_video_tokenizer_starts_from_one_of_images(images, train, tmp_path):
     state, _ = program.create_tokenizer_state(
         objective, program.build.optimizer(config['optimizer'], 4), mesh, jax.random.key(0), (5, 16, 16, 3)
     )
-    params = program.restore.starting_tokenizer(str(images.workdir), objective.tokenizer, state.params, mesh)
+    params, norm = program.restore.starting_tokenizer(str(images.workdir), objective.tokenizer, state.params, mesh)
+    assert norm is None
     frame = np.random.default_rng(0).uniform(size=(1, 1, 16, 16, 3)).astype(np.float32)
     before, now = (
         jax.jit(lambda params, module=module: module.apply({'params': params}, frame)[0])(params)

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -18,6 +19,7 @@ from walt.weights import (
     read_numpy_pickle,
     read_safetensors,
     read_torch,
+    write_safetensors,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +109,7 @@ def test_state_dicts_are_read_with_their_views(legacy, tmp_path, write_torch, vi
         'scalar': np.array(7, np.int64),
         'empty': np.zeros((0, 3), np.float64),
         'half': rng.normal(size=3).astype(np.float16),
+        'brain': rng.normal(size=(3, 2)).astype(ml_dtypes.bfloat16),
         'bytes': np.arange(5, dtype=np.uint8),
     }
     read = read_torch(write_torch(tmp_path / 'weights.pth', tensors, legacy))
@@ -114,7 +117,7 @@ def test_state_dicts_are_read_with_their_views(legacy, tmp_path, write_torch, vi
     np.testing.assert_array_equal(read['turned'], storage.reshape(2, 12)[:, 3:7].T, strict=True)
     np.testing.assert_array_equal(read['broadcast'], np.full((2, 3), storage[5]), strict=True)
     np.testing.assert_array_equal(read['whole'], storage, strict=True)
-    for name in ('kernel', 'scalar', 'empty', 'half', 'bytes'):
+    for name in ('kernel', 'scalar', 'empty', 'half', 'brain', 'bytes'):
         np.testing.assert_array_equal(read[name], tensors[name], strict=True)
 
 
@@ -176,9 +179,10 @@ def test_safetensors_without_the_library_says_what_to_install(monkeypatch, tmp_p
 
 def test_safetensors_are_read_by_name_and_other_files_refused(tmp_path, rng):
     arrays = {'a': rng.normal(size=(3, 2)).astype(np.float16), 'b.c': np.arange(4)}
+    arrays['brain'] = np.ones(3, ml_dtypes.bfloat16)
     save_file(arrays, tmp_path / 'model.safetensors')
     read = read_safetensors(tmp_path / 'model.safetensors')
-    assert set(read) == {'a', 'b.c'}
+    assert set(read) == set(arrays)
     for name, array in arrays.items():
         np.testing.assert_array_equal(read[name], array, strict=True)
     whole = (tmp_path / 'model.safetensors').read_bytes()
@@ -186,6 +190,24 @@ def test_safetensors_are_read_by_name_and_other_files_refused(tmp_path, rng):
         (tmp_path / 'model.safetensors').write_bytes(content)
         with pytest.raises(ValueError, match=r'model\.safetensors cannot be read'):
             read_safetensors(tmp_path / 'model.safetensors')
+
+
+def test_safetensors_that_are_written_are_read_back_and_a_file_appears_when_it_is_whole(tmp_path, rng, monkeypatch):
+    path, arrays = tmp_path / 'model.safetensors', {'a': rng.normal(size=(3, 2)).T, 'b': np.arange(4)}
+    write_safetensors(path, arrays, {'format': 'walt'})
+    read = read_safetensors(path)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(read[name], array, strict=True)
+    before = path.read_bytes()
+
+    def cut(arrays, path, about):
+        Path(path).write_bytes(before[:-3])
+        raise OSError('No space left on device')
+
+    monkeypatch.setattr('safetensors.numpy.save_file', cut)
+    with pytest.raises(OSError, match='No space left'):
+        write_safetensors(path, arrays, {})
+    assert path.read_bytes() == before
 
 
 def test_hdf5_without_h5py_says_what_to_install(monkeypatch, tmp_path):

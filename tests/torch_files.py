@@ -6,7 +6,15 @@ import zipfile
 import numpy as np
 import pytest
 
-TYPES = {'f8': 'Double', 'f4': 'Float', 'f2': 'Half', 'i8': 'Long', 'i4': 'Int', 'u1': 'Byte'}
+TYPES = {
+    'float64': 'Double',
+    'float32': 'Float',
+    'float16': 'Half',
+    'bfloat16': 'BFloat16',
+    'int64': 'Long',
+    'int32': 'Int',
+    'uint8': 'Byte',
+}
 
 
 def opcodes(value) -> bytes:
@@ -24,7 +32,7 @@ def state_pickle(tensors: dict, legacy: bool) -> bytes:
     items = b''
     for key, (name, tensor) in enumerate(tensors.items()):
         storage, offset, shape, strides = tensor
-        kind = TYPES[storage.dtype.str[1:]].encode()
+        kind = TYPES[storage.dtype.name].encode()
         what = opcodes('storage') + b'ctorch\n' + kind + b'Storage\n'
         where = opcodes(str(key)) + opcodes('cuda:0') + opcodes(storage.size) + (opcodes(None) if legacy else b'')
         reference = b'(' + what + where + b'tQ'

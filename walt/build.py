@@ -43,6 +43,7 @@ from walt.text.minilm import MiniLm
 from walt.text.t5 import T5
 from walt.text.wordllama import WordLlama
 from walt.tokenizer.autoencoder import Tokenizer
+from walt.tokenizer.autoencoder_kl import AutoencoderKl
 from walt.tokenizer.bottleneck import Continuous, Fsq, Kl, Lfq, Vq
 from walt.tokenizer.discriminator import Discriminator
 from walt.tokenizer.objective import Objective
@@ -78,7 +79,7 @@ DROPPINGS = {
     'beta': dropping.Beta,
     'by_resolution': dropping.ByResolution,
 }
-TOKENIZERS = {'causal_cnn': Tokenizer}
+TOKENIZERS = {'causal_cnn': Tokenizer, 'autoencoder_kl': AutoencoderKl}
 BOTTLENECKS = {'none': Continuous, 'kl': Kl, 'vq': Vq, 'lfq': Lfq, 'fsq': Fsq}
 DISCRIMINATORS = {'none': lambda dtype: None, 'residual_3d': Discriminator}
 PERCEPTUAL = {'none': lambda dtype: None, 'squeezenet': squeezenet_distance, 'vgg': vgg_distance}

@@ -40,6 +40,11 @@ def _whole(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
+def smallest_clip(module: Tokenizer) -> tuple[int, int, int, int]:
+    """(frames, height, width, channels) in pixels of one latent: parameters do not depend on the size of clips."""
+    return (1, *[math.prod(module.spatial_strides)] * 2, module.pixel_channels)
+
+
 def tokenizer(
     workdir: str, mesh: Mesh, step: int | None = None, decay: float | None = None
 ) -> tuple[FrozenTokenizer, dict[str, Any], int]:
@@ -49,16 +54,19 @@ def tokenizer(
     """
     config = saved_config(workdir, step)
     module = build.tokenizer(config['tokenizer'], config['dtype'])
-    pixels = (1, *[math.prod(module.spatial_strides)] * 2, module.pixel_channels)
     norm = jax.eval_shape(lambda: LatentNorm.identity(module.latent_channels))
-    items = {'params': abstract_params(build.init_tokenizer(module, pixels), mesh), 'measured': _whole(norm, mesh)}
+    items = {
+        'params': abstract_params(build.init_tokenizer(module, smallest_clip(module)), mesh),
+        'measured': _whole(norm, mesh),
+    }
     restored, step = restore_ema(workdir, items, step, decay)
     config['ema_decay'] = ema_decays(config['ema_decay'])[0] if decay is None else decay
     return FrozenTokenizer(module, restored['params'], restored['measured']), config, step
 
 
-def starting_tokenizer(tokenizer_dir: str, module: Tokenizer, params: Any, mesh: Mesh) -> Any:
-    """The averaged parameters of another run, inflated if that one is of images and `module` is of video.
+def starting_tokenizer(tokenizer_dir: str, module: Tokenizer, params: Any, mesh: Mesh) -> tuple[Any, LatentNorm | None]:
+    """The averaged parameters of another run, inflated if that one is of images and `module` is of video; and its
+    norm, or None where they are inflated, since clips have latents of other statistics.
 
     Args:
         params: new parameters of `module`, whose shapes and layout the result has.
@@ -67,9 +75,12 @@ def starting_tokenizer(tokenizer_dir: str, module: Tokenizer, params: Any, mesh:
         ValueError: if the two tokenizers differ in anything else than time, naming each difference with both values.
     """
     frozen, _, _ = tokenizer(tokenizer_dir, mesh)
-    free = {'parent', 'name', 'dtype', 'remat'}
-    free |= {'kernel_t', 'temporal_strides'} if frozen.module.kernel_t == 1 else set()
-    fields = [field.name for field in dataclasses.fields(Tokenizer) if field.name not in free]
+    if type(frozen.module) is not type(module):
+        there, here = type(frozen.module).__name__, type(module).__name__
+        raise ValueError(f'the tokenizer in {tokenizer_dir} does not fit: it is a {there}, that of this run a {here}')
+    inflated = isinstance(module, Tokenizer) and frozen.module.kernel_t == 1 != module.kernel_t
+    free = {'parent', 'name', 'dtype', 'remat'} | ({'kernel_t', 'temporal_strides'} if inflated else set())
+    fields = [field.name for field in dataclasses.fields(module) if field.name not in free]
     changed = [
         f'{name}: {getattr(frozen.module, name)!r} there, {getattr(module, name)!r} here'
         for name in fields
@@ -77,8 +88,9 @@ def starting_tokenizer(tokenizer_dir: str, module: Tokenizer, params: Any, mesh:
     ]
     if changed:
         raise ValueError(f'the tokenizer in {tokenizer_dir} does not fit: ' + '; '.join(changed))
-    found = frozen.params if frozen.module.kernel_t == module.kernel_t else inflate(frozen.params, params)
-    return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, params)
+    found = inflate(frozen.params, params) if inflated else frozen.params
+    placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, params)
+    return placed, None if inflated else frozen.norm
 
 
 def starting_denoiser(section: Mapping[str, Any], module: Denoiser, params: Any, mesh: Mesh) -> Any:
@@ -95,7 +107,7 @@ def starting_denoiser(section: Mapping[str, Any], module: Denoiser, params: Any,
         raise ValueError(f"start has the key 'denoiser_dir', not {sorted(section)}")
     if not section['denoiser_dir']:
         return params
-    restored, there, _, _ = _denoiser(section['denoiser_dir'], mesh)
+    restored, there, _, _ = denoiser(section['denoiser_dir'], mesh)
     if isinstance(module, PackedDenoiser):
         return _started_packed(restored['params'], there, module, params)
     found = change_aspect(restored['params'], there, module)
@@ -119,8 +131,8 @@ def _started_packed(found: Any, there: Denoiser, module: PackedDenoiser, params:
     return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, params)
 
 
-def _denoiser(workdir: str, mesh: Mesh, step: int | None = None, decay: float | None = None):
-    """(averaged parameters and null text, module, configuration, step)."""
+def denoiser(workdir: str, mesh: Mesh, step: int | None = None, decay: float | None = None):
+    """The trained denoiser in `workdir`: ({'params', 'measured': null text or None}, module, configuration, step)."""
     config = saved_config(workdir, step)
     module = build.denoiser(config['denoiser'], config['dtype'])
     measured = _whole(build.abstract_null_text(module), mesh)
@@ -147,7 +159,7 @@ def stage(
     Raises:
         ValueError: if the weak denoiser is of other latents, conditions or predictions, naming both.
     """
-    restored, module, config, step = _denoiser(workdir, mesh, step, decay)
+    restored, module, config, step = denoiser(workdir, mesh, step, decay)
     if isinstance(module, PackedDenoiser):
         raise ValueError(f'{workdir} holds a denoiser of packed rows: sample it with `python -m walt.sample_packed`')
     frozen, _, _ = tokenizer(own_tokenizer(workdir), mesh)
@@ -208,7 +220,7 @@ def packed_stage(
     Raises:
         ValueError: if the run is of another denoiser; if the sampler has a key that packed rows have no use for.
     """
-    restored, module, config, step = _denoiser(workdir, mesh, step, decay)
+    restored, module, config, step = denoiser(workdir, mesh, step, decay)
     if not isinstance(module, PackedDenoiser):
         raise ValueError(f'{workdir} holds a {type(module).__name__}, no denoiser of packed rows')
     pixels = config['tokenizer_dir'] == NO_TOKENIZER
@@ -229,7 +241,7 @@ def packed_stage(
 
 
 def _weak(workdir: str, mesh: Mesh, module: Denoiser, objective: DenoisingLoss) -> Weak:
-    restored, weak, config, _ = _denoiser(workdir, mesh)
+    restored, weak, config, _ = denoiser(workdir, mesh)
     predicts = build.loss(config['loss'], build.schedule(config['schedule'])).parametrisation
     pairs = {
         'latents': (weak.latent_shape, module.latent_shape),

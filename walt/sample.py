@@ -11,7 +11,8 @@ super-resolution stages after it.
 
 Writes, into `--out` (default: `samples` in the last workdir), an mp4 for every clip, `samples.gif` with all of them
 playing side by side, the contact sheet `samples.png`, and `samples.json`, which says how they were made. The same seed
-gives the same clips, whatever the batch size. With `--pictures` a model of clips and pictures makes pictures.
+gives the same clips, whatever the batch size. With `--pictures` a model of clips and pictures makes pictures; clips of
+one frame are pictures anyway: PNGs, and no mp4 or GIF.
 """
 
 import json
@@ -152,16 +153,18 @@ def main(_) -> None:
 def write(out: Path, clips_NTHWC: np.ndarray, names: list[str], prompts: Sequence[str] | None) -> list[str]:
     """Writes all pictures of the clips and returns the names of the files of single clips."""
     out.mkdir(parents=True, exist_ok=True)
-    suffix = 'png' if PICTURES.value else 'mp4'
-    files = [f'{number:04d}_{name}.{suffix}' for number, name in enumerate(names)]
     frames = clips_NTHWC.shape[1]
+    still = PICTURES.value or frames == 1
+    files = [f'{number:04d}_{name}.{"png" if still else "mp4"}' for number, name in enumerate(names)]
     for name, clip_THWC in zip(files, clips_NTHWC):
-        if PICTURES.value:
+        if frames == 1:
+            write_png(out / name, clip_THWC[0])
+        elif still:
             write_png(out / name, contact_sheet(clip_THWC[None], frames=frames))
         else:
             write_mp4(out / name, clip_THWC, FPS.value, SCALE.value)
     columns = NUM.value if NUM.value > 1 else min(len(names), 5)
-    if not PICTURES.value:
+    if not still:
         write_gif(out / 'samples.gif', tile(clips_NTHWC, columns), FPS.value, SCALE.value)
     write_png(out / 'samples.png', contact_sheet(clips_NTHWC, frames=min(9, frames), captions=prompts))
     return files

@@ -59,8 +59,9 @@ def train(config: Mapping[str, Any], workdir: str, profile: range = range(0)) ->
     check_brightness(next(iter(rows(source)))['video'])
     key = stream(jax.random.key(config['seed']), 'init')
     state, layout = create_tokenizer_state(objective, optimizer, mesh, key, video_shape, config['ema_decay'])
-    if config['start']['tokenizer_dir'] and latest_step(workdir) is None:
-        params = restore.starting_tokenizer(config['start']['tokenizer_dir'], tokenizer, state.params, mesh)
+    norm, begins = None, latest_step(workdir) is None
+    if config['start']['tokenizer_dir'] and begins:
+        params, norm = restore.starting_tokenizer(config['start']['tokenizer_dir'], tokenizer, state.params, mesh)
         state = state.starting_from(params)
     claim_workdir(workdir, config)
     if first_process():
@@ -86,6 +87,9 @@ def train(config: Mapping[str, Any], workdir: str, profile: range = range(0)) ->
         return state.replace(measured=jax.device_put(LatentNorm.measure(latents), replicated(mesh)))
 
     with activate(mesh):
+        # A frozen encoder's latents stay what they are, normalised as well: for denoisers that were trained on them.
+        if objective.freeze_encoder and begins:
+            state = measure_latents(state) if norm is None else state.replace(measured=norm)
         return fit(
             lambda state, batch, key: step(state, perceptual, batch, key),
             state,
@@ -94,7 +98,7 @@ def train(config: Mapping[str, Any], workdir: str, profile: range = range(0)) ->
             config=config,
             put_batch=functools.partial(put_batch, mesh),
             validate=validate,
-            before_save=measure_latents,
+            before_save=(lambda state: state) if objective.freeze_encoder else measure_latents,
             profile=profile,
         )
 

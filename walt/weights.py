@@ -6,7 +6,7 @@ are made of, and answer each name with an inert record, so that nothing but this
     numpy pickle    nested containers of arrays
     PyTorch file    a state dict, in the layout before version 1.6 (pickles, then bytes) or since (a zip)
     HDF5            data sets by their path, through h5py
-    safetensors     named arrays, through the library of that name
+    safetensors     named arrays, through the library of that name; written as well
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import ml_dtypes  # noqa: F401 - gives NumPy its dtype bfloat16
 import numpy as np
 
 
@@ -80,6 +81,18 @@ def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[in
     return {name: np.asarray(arrays[name], np.float32) for name in shapes}
 
 
+def read_named(path: str | Path) -> dict[str, np.ndarray]:
+    """Arrays by name from a file of another project: `read_safetensors` or `read_torch`, by its suffix.
+
+    Raises:
+        ValueError: on another suffix, with the choices; as the two.
+    """
+    readers = {'.safetensors': read_safetensors} | dict.fromkeys(('.pt', '.pth', '.bin', '.ckpt'), read_torch)
+    if (suffix := Path(path).suffix) not in readers:
+        raise ValueError(f'{path} ends in {suffix!r}; weights are read from {sorted(readers)}')
+    return readers[suffix](path)
+
+
 def read_numpy_pickle(path: str | Path):
     """Containers of numeric arrays from a pickle.
 
@@ -100,7 +113,7 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
     with _errors_of(path):
         state = read(path)
         if not isinstance(state, Mapping) or not all(isinstance(leaf, _Tensor) for leaf in state.values()):
-            raise ValueError(f'{path} holds {type(state).__name__}, expected a state dict: names to tensors')
+            raise ValueError(f'{path} holds {_told(state)}, expected a state dict: names to tensors')
         return {name: tensor.to_array(path) for name, tensor in state.items()}
 
 
@@ -133,16 +146,34 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
         ModuleNotFoundError: if safetensors is not installed, with the command that installs it.
         ValueError: if the file is none.
     """
+    safetensors = _safetensors(path)
     try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        return safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f'{path} cannot be read: {error!r}') from error
+
+
+def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
+    """Writes a safetensors file, which appears under its name when it is complete; `about` goes into its header.
+
+    Raises:
+        ModuleNotFoundError: if safetensors is not installed, with the command that installs it.
+    """
+    safetensors, path = _safetensors(path), Path(path)
+    unfinished = path.with_name(f'.{path.name}.unfinished')
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    safetensors.numpy.save_file(contiguous, unfinished, dict(about))
+    unfinished.replace(path)
+
+
+def _safetensors(path):
+    """The library, or the command that installs it."""
+    try:
+        import safetensors.numpy
     except ModuleNotFoundError as error:
         message = f"{path} needs safetensors: pip install -e '.[text]' -c launch/constraints.txt"
         raise ModuleNotFoundError(message) from error
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f'{path} cannot be read: {error!r}') from error
+    return safetensors
 
 
 class _Record:
@@ -218,6 +249,7 @@ _STORAGES = {
     'torch.DoubleStorage': '<f8',
     'torch.FloatStorage': '<f4',
     'torch.HalfStorage': '<f2',
+    'torch.BFloat16Storage': 'bfloat16',
     'torch.LongStorage': '<i8',
     'torch.IntStorage': '<i4',
     'torch.ByteStorage': '|u1',
@@ -261,6 +293,13 @@ def _errors_of(path):
         yield
     except (*_FORMAT_ERRORS, EOFError, AttributeError, LookupError, TypeError) as error:
         raise ValueError(f'{path} cannot be read: {error!r}') from error
+
+
+def _told(state) -> str:
+    if not isinstance(state, Mapping):
+        return type(state).__name__
+    others = {name: type(leaf).__name__ for name, leaf in state.items() if not isinstance(leaf, _Tensor)}
+    return f'a {type(state).__name__} with {others} in it'
 
 
 def _to_arrays(tree, source):

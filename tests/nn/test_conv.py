@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 
 from walt.nn.conv import (
     CausalConv3d,
+    SameConv3d,
     conv3d,
     conv3d_decomposed,
     conv3d_native,
@@ -138,3 +140,20 @@ def test_nearest_neighbours_and_depth_to_space_share_one_grid(strides, rng):
     same_values = np.tile(x, int(np.prod(strides)))  # every output position of a token carries the token's own value
     expected = drop_first_frames(depth_to_space(same_values, strides), strides[0])
     np.testing.assert_array_equal(upsample_nearest(x, strides), expected)
+
+
+def test_with_strides_the_odd_zero_is_behind(rng):
+    """As `SAME` has it, and PyTorch's convolutions of pictures that are padded at the right and below."""
+    x = jnp.asarray(rng.normal(size=(1, 1, 6, 8, 2)), jnp.float32)
+    layer = SameConv3d(3, (1, 3, 3), (1, 2, 2))
+    variables = nn.unbox(layer.init(jax.random.key(0), x))
+    y = layer.apply(variables, x)
+    expected = lax.conv_general_dilated(
+        jnp.pad(x[:, 0], ((0, 0), (0, 1), (0, 1), (0, 0))),
+        variables['params']['kernel'][0],
+        (2, 2),
+        'VALID',
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    assert y.shape == (1, 1, 3, 4, 3)
+    np.testing.assert_allclose(y[:, 0], expected, atol=1e-6)

@@ -170,20 +170,24 @@ class CausalConv3d(nn.Module):
 
 
 class SameConv3d(nn.Module):
-    """A convolution with zeros around it, of odd extents, not causal: (B, T, H, W, C) -> (B, T, H, W, features)."""
+    """A convolution with zeros around it, not causal: (B, T, H, W, C) -> (B, T / s_t, H / s_h, W / s_w, features).
+
+    Of the k - s zeros along an axis, the odd one is behind.
+    """
 
     features: int
     kernel: Triple = (3, 3, 3)
+    strides: Triple = (1, 1, 1)
     use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
     axes: Sequence[str] = ('in_channels', 'out_channels')
 
     @nn.compact
     def __call__(self, x_BTHWC):
-        around = [(k // 2, k // 2) for k in self.kernel]
+        around = [((k - s) // 2, (k - s + 1) // 2) for k, s in zip(self.kernel, self.strides)]
         x_BTHWC = jnp.pad(spread(x_BTHWC), [(0, 0), *around, (0, 0)])
         init = initializers.variance_scaling(1.0, 'fan_avg', 'uniform', in_axis=(0, 1, 2, 3), out_axis=4)
-        return _convolve(self, x_BTHWC, init)
+        return _convolve(self, x_BTHWC, init, self.strides)
 
 
 def _convolve(layer: CausalConv3d | SameConv3d, x_BTHWC, init, strides: Triple = (1, 1, 1)):
