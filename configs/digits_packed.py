@@ -6,8 +6,8 @@ python -m walt.sample_packed --workdir=runs/digits_packed --shapes=1x24x20,1x16x
 Pictures have one to three digits of a class, upright or lying, at sides of 16 to 32 pixels and aspect ratios (width to
 height) from 1:7 to 4:1. The last of those shapes, 16:3, is wider than all of them.
 
-After 1,327 of the 3,000 steps, as far as it was run, 80 samples of each shape are read as the digit asked for by a NaViT
-(`configs/navit_classifier.py`, step 2,000): 92.5, 86.3, 87.5 and 82.5 %. With guidance 2 at step 1,200, of 50 samples of
+After 1,327 of the 3,000 steps, as far as it was run, 80 samples of each shape are read as the digit asked for by a
+NaViT (`configs/navit_classifier.py`, step 2,000): 92.5, 86.3, 87.5 and 82.5 %. With guidance 2 at step 1,200, of 50 of
 each: 68, 76, 54 and 74 %. 52 minutes on two CPU cores that others used too.
 """
 
