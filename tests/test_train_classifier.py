@@ -59,6 +59,7 @@ def test_the_workdir_is_all_that_is_needed_to_read_with_it(trained):
     same(classifier.params, state.ema)
 
 
+@pytest.mark.slow
 def test_a_classifier_of_noised_pictures_and_clips_trains(program, tmp_path):
     clips = {'name': 'moving_digits', 'frames': 3, 'size': 16, 'digit_size': 10, 'clips': 32}
     both = {'name': 'pictures_and_clips', 'pictures': {'name': 'mixed_digits', 'pictures': 32}, 'clips': clips}
