@@ -6,7 +6,7 @@ Data and network of configs/navit_classifier.py without token dropping. A padded
 longest; a step has as many positions in both arms, as nearly as whole rows make it. First the arms take turns, step by
 step, and the median processor time of each is printed with what it trained on; then each is trained for so many
 seconds of processor time, half a minute by turns, and read on the same held-out pictures. Processor time, not the
-clock's, so that what else the machine does counts less. 14 minutes of processor time.
+clock's, so that what else the machine does counts less. Ten minutes of processor time.
 """
 
 import argparse
