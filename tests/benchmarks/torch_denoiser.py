@@ -41,7 +41,7 @@ from walt.denoiser.walt import Walt
 from walt.nn.embeddings import relative_index
 from walt.parallel.mesh import make_mesh
 from walt.parallel.rules import activate
-from walt.randomness import stream
+from walt.randomness import bernoulli, normal, row_keys, stream
 from walt.tokenizer.pixels import from_uint8
 from walt.training.denoiser_step import make_denoiser_step
 from walt.training.state import State, create
@@ -342,8 +342,9 @@ def denoisers(mesh) -> tuple[Ours, TheirDenoiser, Callable]:
         return denoiser.apply({'params': params}, z, jnp.full(len(z), 0.5), cond)
 
     def mean_loss(params, batch, key):
-        cond = conditioning(denoiser, batch, None, stream(key, 'conditioning'))
-        return loss(lambda *inputs: denoiser.apply({'params': params}, *inputs), batch['z'], cond, key)[0].mean()
+        key_B = row_keys(key, len(batch['z']))
+        cond = conditioning(denoiser, batch, None, stream(key_B, 'conditioning'))
+        return loss(lambda *inputs: denoiser.apply({'params': params}, *inputs), batch['z'], cond, key_B)[0].mean()
 
     ours = Ours(
         state.starting_from(params),
@@ -358,11 +359,11 @@ def denoisers(mesh) -> tuple[Ours, TheirDenoiser, Callable]:
     theirs = TheirDenoiser(theirs, schedule, config, torch.from_numpy(z_BTHWC), torch.from_numpy(label_B).long())
 
     # What our step draws, for the comparison.
-    key = ours.key
-    dropped = conditioning(denoiser, ours.batch, None, stream(key, 'conditioning'))['label']
-    t_B = schedule.draw_times(stream(key, 'time'), (rows,))
-    eps = jax.random.normal(stream(key, 'noise'), z_BTHWC.shape)
-    given_B = jax.random.bernoulli(stream(key, 'self_conditioning'), loss.self_conditioning, (rows,))
+    key_B = row_keys(ours.key, rows)
+    dropped = conditioning(denoiser, ours.batch, None, stream(key_B, 'conditioning'))['label']
+    t_B = schedule.draw_times(stream(key_B, 'time'))
+    eps = normal(stream(key_B, 'noise'), z_BTHWC.shape[1:])
+    given_B = bernoulli(stream(key_B, 'self_conditioning'), loss.self_conditioning)
     k_B = np.rint(np.asarray(t_B) * schedule.steps).astype(np.int64)
     drawn = [torch.from_numpy(np.array(x)) for x in (k_B, eps, given_B, np.asarray(dropped, np.int64))]
     theirs.drawn = drawn

@@ -65,7 +65,7 @@ def step(module: Tokenizer, params, past: Past, x_BTHWC, method: str):
 
     with nn.intercept_methods(put_past_in_front):
         y, variables = module.apply({'params': params, 'past': past.frames}, x_BTHWC, method=method, mutable=['past'])
-    return y, Past(jnp.array(True), variables.get('past', {}))  # none of a tokenizer of pictures
+    return y, Past(jnp.array(True), variables['past'])
 
 
 _compiled_step = jax.jit(step, static_argnames=('module', 'method'), donate_argnames='past')
