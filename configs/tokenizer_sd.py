@@ -13,8 +13,9 @@ python -m walt.train_tokenizer --config=configs/tokenizer_sd.py --workdir=runs/s
 The terms are those of the published `ft-mse` decoder, MSE + 0.1 LPIPS of pixels in [-1, 1], whose squares are four
 times those in [0, 1]; the learning rate is a choice of ours.
 
-Cost, by `python -m walt.plan --config=configs/tokenizer_sd.py --devices=8` for encoder and decoder: 1.63e20 FLOPs in all
-with what is computed again, 29 GiB on each of 8 devices (104 GiB with `tokenizer.remat='none'`). The run was not made.
+Cost, by `python -m walt.plan --config=configs/tokenizer_sd.py --devices=8` for encoder and decoder: 1.63e20 FLOPs in
+all with what is computed again, 29 GiB on each of 8 devices (104 GiB with `tokenizer.remat='none'`). The run was not
+made.
 """
 
 import ml_collections
