@@ -120,6 +120,7 @@ def test_rollouts_are_told_by_their_seams(program, held_out, monkeypatch):
     assert program.measure_prediction(STAGE, held_out, 0, 8, frames=13)['border_jump'] > 5
 
 
+@pytest.mark.slow
 def test_super_resolution_stands_beside_bicubic_pixels(conditioned, letters, tmp_path):
     run_here(
         'evaluate',

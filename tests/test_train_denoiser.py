@@ -108,6 +108,7 @@ def wide(tmp_path_factory):
     return config
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_of_another_aspect_and_goes_on_from_itself(program, trained, wide, tmp_path):
     """Without learning it stays what it started from. When it goes on, the other run may be gone."""
     borrowed = shutil.copytree(trained.folder / 'denoiser', tmp_path / 'borrowed')

@@ -176,10 +176,10 @@ def _dropping(section: Mapping[str, Any]) -> dropping.Dropping:
 
 
 def clips_section(section: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of a section `data`, the one that names the clips themselves."""
+    """Of a section `data`, the one that names the clips themselves, not the pictures beside them."""
     if section.get('name') not in SOURCES_OF_SOURCES:
         return section
-    inner = next(section[part] for part in ('source', 'pictures', 'clips') if part in section)
+    inner = next(section[part] for part in ('source', 'clips', 'pictures') if part in section)
     return clips_section(inner) if section['name'] in ('packed', 'fitted', 'pictures_and_clips') else inner
 
 

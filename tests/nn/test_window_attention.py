@@ -52,7 +52,10 @@ def value_and_gradients(layer, params, args, weight):
     return y, gradients
 
 
-@pytest.mark.parametrize('of', ['bias', 'neither', 'alone', 'text'])
+SLOW = [pytest.param(of, marks=pytest.mark.slow) for of in ('neither', 'alone')]
+
+
+@pytest.mark.parametrize('of', ['bias', 'text', *SLOW])
 def test_the_fused_kernel_is_dense_attention_in_values_and_gradients(of, rng, random_parameters, request):
     layer, args = inputs(rng, of)
     params = random_parameters(layer, *args)

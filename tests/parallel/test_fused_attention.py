@@ -3,6 +3,8 @@
 import pytest
 from test_many_devices import run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def figures():

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 
 
@@ -30,6 +32,7 @@ def test_a_step_on_eight_devices_has_the_loss_of_one():
         assert abs(losses[0] - losses[1]) > 1e-3
 
 
+@pytest.mark.slow
 def test_adafactor_and_muon_are_split_over_eight_devices_and_move_parameters_as_on_one():
     for name, result in run('eight_devices_optimizers.py').items():
         assert result['layout fits the state'], name
