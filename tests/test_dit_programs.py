@@ -38,7 +38,7 @@ def config(flow: bool = False) -> dict:
     return config | (FLOW if flow else {})
 
 
-@pytest.fixture(scope='module', params=[False, True], ids=['published', 'flow'])
+@pytest.fixture(scope='module', params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=['published', 'flow'])
 def run(request, trained, tmp_path_factory):
     """(whether it is flow matching, workdir, state) of four steps."""
     workdir = tmp_path_factory.mktemp('dit')

@@ -122,6 +122,7 @@ def test_pixels_latents_and_tokenizers_go_together(small_tokenizer):
         binary('train_denoiser').check_shapes(Walt((1, 8, 8, 3)), Pixels(), source.source, None)
 
 
+@pytest.mark.slow
 def test_latents_of_many_sizes_are_encoded_trained_on_and_decoded(trained, tmp_path):
     """The way of `configs/dit_packed.py`: fitted pictures, `walt.encode`, rows of latents, pixels again."""
     tokenizer, config = str(trained.folder / 'tokenizer'), tiny_config()

@@ -21,6 +21,7 @@ def run(program, *args):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_step_on_eight_devices_has_the_loss_of_one():
     """Parameters and batch split over data 2 x fsdp 2 x tensor 2; the second loss tests the first step's gradients."""
     result = run('eight_devices.py')

@@ -67,6 +67,7 @@ def test_the_loss_is_the_mean_over_clips_however_they_are_packed(start):
     assert metrics['clips_a_row'] == 4 and metrics_alone['clips_a_row'] == 1
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing(start):
     batch, key = rows(), jax.random.key(0)
     whole, parts = (step(state, None, batch, key) for state, step in (start(SCHEDULE), start(SCHEDULE, 2)))

@@ -73,7 +73,7 @@ def test_a_step_is_the_same_however_the_clips_are_packed(state):
     np.testing.assert_allclose(of_one['filled'], 31 / 52)
 
 
-@pytest.mark.parametrize('average', ['clips', 'tokens'])
+@pytest.mark.parametrize('average', ['clips', pytest.param('tokens', marks=pytest.mark.slow)])
 def test_micro_batches_of_different_numbers_of_clips_are_weighed_by_them(average, state):
     a, b, c, d, e = clips()
     rows, loss = batch([a, b, c, d], [e]), PackedLoss(SCHEDULE, self_conditioning=0.5, average=average)
@@ -89,6 +89,7 @@ def test_the_gradient_of_a_batch_is_the_mean_of_those_of_its_clips_alone(state):
     assert_close(whole, jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *alone))
 
 
+@pytest.mark.slow
 def test_another_step_draws_anew_and_a_label_is_dropped_clip_by_clip(state):
     rows = batch(clips()[:4])
     kept, _ = stepped(state, rows, conditioning=Conditioning(SCHEDULE, dropout=0.0))
@@ -99,6 +100,7 @@ def test_another_step_draws_anew_and_a_label_is_dropped_clip_by_clip(state):
     assert 5 in used[2] and 1 < len(used[2]) < 5
 
 
+@pytest.mark.slow
 def test_pixels_are_trained_on_as_numbers_around_zero(state):
     pixels = batch(clips(np.uint8)[:3])
     numbers = pixels | {'tokens': pixels['tokens'].astype(jnp.float32) / 127.5 - 1}
