@@ -19,7 +19,7 @@ slices() {
 walt_ucf101_l         2x2x4  4x8
 walt_ucf101_xl        2x2x4  8x8
 walt_k600_l           4x4x4  8x16
-walt_imagenet_l       4x4x4  8x8
+walt_imagenet_l       4x4x4  8x16
 walt_t2v_l_joint      4x4x4  8x16
 walt_t2v_base         4x4x4  16x16
 walt_t2v_base_9x16    4x4x4  16x16
