@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from walt import build
-from walt.denoiser.aspect import change_aspect
+from walt.denoiser.aspect import change_aspect, differences
 from walt.denoiser.conditions import Denoiser
 from walt.denoiser.packed import PackedDenoiser
 from walt.diffusion.loss import DenoisingLoss
@@ -116,16 +116,10 @@ def starting_denoiser(section: Mapping[str, Any], module: Denoiser, params: Any,
 
 def _started_packed(found: Any, there: Denoiser, module: PackedDenoiser, params: Any) -> Any:
     """Parameters know nothing of how rows are packed, so all of them serve where only that has changed."""
-    free = {'length', 'most', 'layers', 'remat', 'dtype', 'parent', 'name'}
-    if type(there) is not type(module):
-        raise ValueError(f'the denoiser to start from is a {type(there).__name__}, this one a {type(module).__name__}')
-    names = [name for name in module.__dataclass_fields__ if name not in free]
-    names += [] if len(there.layers) == len(module.layers) else ['layers']
-    changed = [
-        f'{name}: {getattr(there, name)!r} there, {getattr(module, name)!r} here'
-        for name in names
-        if getattr(there, name) != getattr(module, name)
-    ]
+    free = {'length', 'most', 'remat', 'dtype', 'parent', 'name'}
+    if isinstance(there, PackedDenoiser) and len(there.layers) == len(module.layers):
+        free |= {'layers'}
+    changed = differences(there, module, free)
     if changed:
         raise ValueError('the denoiser to start from does not fit: ' + '; '.join(changed))
     return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, params)

@@ -10,6 +10,7 @@ A model trained on square latents goes on at 9:16 with windows that grew with th
 Both by linear interpolation with the ends on the ends, so that equal extents are the identity. A DiT has neither kind.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import jax.numpy as jnp
@@ -28,13 +29,7 @@ def change_aspect(params: Any, source: Denoiser, target: Denoiser) -> Any:
     Raises:
         ValueError: if the two differ in anything else than extents and windows, naming each field with both values.
     """
-    if type(source) is not type(target):
-        raise ValueError(f'the denoiser to start from is a {type(source).__name__}, this one a {type(target).__name__}')
-    changed = [
-        f'{name}: {getattr(source, name)!r} there, {getattr(target, name)!r} here'
-        for name in source.__dataclass_fields__
-        if name not in _FREE and getattr(source, name) != getattr(target, name)
-    ]
+    changed = differences(source, target, _FREE)
     for axis, extent in {0: 'frames', 3: 'channels'}.items():
         if source.latent_shape[axis] != target.latent_shape[axis]:
             changed.append(f'latent {extent}: {source.latent_shape[axis]} there, {target.latent_shape[axis]} here')
@@ -51,6 +46,18 @@ def change_aspect(params: Any, source: Denoiser, target: Denoiser) -> Any:
             table = _resize_offsets(blocks[name]['relative_position']['table'], window, target.windows[name])
             blocks[name] = blocks[name] | {'relative_position': {'table': table}}
     return params | {'blocks': blocks}
+
+
+def differences(source: Denoiser, target: Denoiser, free: Collection[str]) -> list[str]:
+    """The fields in which the denoiser to start from and another of its kind differ, each with both values; those in
+    `free` may. Raises `ValueError` if they are of two kinds."""
+    if type(source) is not type(target):
+        raise ValueError(f'the denoiser to start from is a {type(source).__name__}, this one a {type(target).__name__}')
+    return [
+        f'{name}: {getattr(source, name)!r} there, {getattr(target, name)!r} here'
+        for name in source.__dataclass_fields__
+        if name not in free and getattr(source, name) != getattr(target, name)
+    ]
 
 
 def resize(x, shape: tuple[int, ...]):
