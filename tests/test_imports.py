@@ -22,11 +22,11 @@ ALLOWED = {
     'diffusion': {'randomness'},
     'planning': set(),
     'data': {'tokens'},
-    'evaluation': {'data', 'features', 'navit', 'nn', 'tokens'},
     'features': {'weights'},
     'text': {'nn', 'precision', 'weights'},
     'interop': {'denoiser', 'tokenizer'},
     'generation': {'data', 'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness', 'tokens'},
+    'evaluation': {'data', 'denoiser', 'features', 'generation', 'navit', 'randomness', 'tokenizer', 'tokens'},
     'training': {'data', 'diffusion', 'tokenizer', 'denoiser', 'navit', 'parallel', 'randomness', 'tokens'},
 }
 BUILD = {'build': set(ALLOWED) - {''}, 'restore': set(ALLOWED) - {''} | {'build'}, 'processes': {'parallel'}}
@@ -46,7 +46,6 @@ LIBRARIES = {
         'tokenizer',
         'denoiser',
         'navit',
-        'evaluation',
         'text.bert',
         'parallel.rules',
         'training.state',
