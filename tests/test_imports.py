@@ -30,6 +30,7 @@ ALLOWED = {
     'training': {'data', 'diffusion', 'tokenizer', 'denoiser', 'navit', 'parallel', 'randomness', 'tokens'},
 }
 BUILD = {'build': set(ALLOWED) - {''}, 'restore': set(ALLOWED) - {''} | {'build'}, 'processes': {'parallel'}}
+BUILD['dense_or_packed'] = {'build', 'denoiser', 'generation', 'training'}
 # A plan, part upon part: what a configuration runs, what that costs by its shapes, and compiled for other machines.
 BUILD['batches'] = {'build', 'denoiser', 'navit'}
 BUILD['tasks'] = {'batches', 'build', 'denoiser', 'generation', 'navit', 'parallel', 'tokenizer', 'training'}
