@@ -29,8 +29,9 @@ ALLOWED = {
     'evaluation': {'data', 'denoiser', 'features', 'generation', 'navit', 'randomness', 'tokenizer', 'tokens'},
     'training': {'data', 'diffusion', 'tokenizer', 'denoiser', 'navit', 'parallel', 'randomness', 'tokens'},
 }
-BUILD = {'build': set(ALLOWED) - {''}, 'restore': set(ALLOWED) - {''} | {'build'}, 'processes': {'parallel'}}
+BUILD = {'build': set(ALLOWED) - {''}, 'processes': {'parallel'}}
 BUILD['dense_or_packed'] = {'build', 'denoiser', 'generation', 'training'}
+BUILD['restore'] = set(ALLOWED) - {''} | {'build', 'dense_or_packed'}
 # A plan, part upon part: what a configuration runs, what that costs by its shapes, and compiled for other machines.
 BUILD['batches'] = {'build', 'denoiser', 'navit'}
 BUILD['tasks'] = {'batches', 'build', 'denoiser', 'generation', 'navit', 'parallel', 'tokenizer', 'training'}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from walt import build
+from walt.denoiser.aspect import change_aspect, change_rows
 from walt.denoiser.conditions import Denoiser
 from walt.denoiser.packed import PackedDenoiser
 from walt.generation.packed_stage import PackedStage
@@ -27,6 +28,7 @@ class Way:
         keys: (denoiser, source) -> what a batch has of the source's elements.
         order: options of `data.pipeline.batches`; packed rows have an order of their own, and no end.
         keeps_latents: whether training may encode its data once, before it begins.
+        start: (params, source, target) -> parameters of one denoiser as parameters of another.
         stage: what samples.
         sampler: section `sampler` -> fields of `stage`.
     """
@@ -37,6 +39,7 @@ class Way:
     keys: Callable[..., list[str]]
     order: Mapping[str, bool]
     keeps_latents: bool
+    start: Callable[..., Any]
     stage: type[Stage] | type[PackedStage]
     sampler: Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -48,6 +51,7 @@ DENSE = Way(
     keys=dense_keys,
     order={'shuffle': True, 'repeat': True},
     keeps_latents=True,
+    start=change_aspect,
     stage=Stage,
     sampler=build.sampler,
 )
@@ -58,6 +62,7 @@ PACKED = Way(
     keys=packed_keys,
     order={'shuffle': False, 'repeat': False},
     keeps_latents=False,
+    start=change_rows,
     stage=PackedStage,
     sampler=build.packed_sampler,
 )
