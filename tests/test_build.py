@@ -19,17 +19,14 @@ from walt.data.moving_digits import MovingDigits
 from walt.data.video_io import write_mp4
 from walt.denoiser.conditions import text_shape
 from walt.denoiser.walt import Walt
+from walt.dense_or_packed import way_of
 from walt.diffusion.guidance import Interval, PowerCosine
 from walt.diffusion.loss import DenoisingLoss
 from walt.diffusion.schedules import ContinuousLinear, Cosine, DiscreteLinear, RectifiedFlow
 from walt.diffusion.steppers import Ddim, DpmSolverPlusPlus2M, Heun, LearnedAncestral
-from walt.generation.packed_stage import PackedStage
-from walt.generation.stage import Stage
 from walt.parallel.mesh import make_mesh
 from walt.tokenizer.autoencoder import Tokenizer
 from walt.training.classifier_step import make_classifier_step
-from walt.training.denoiser_step import make_denoiser_step
-from walt.training.packed_step import make_packed_step
 from walt.training.state import create
 from walt.training.tokenizer_step import create_tokenizer_state, make_tokenizer_step
 
@@ -141,16 +138,15 @@ def test_every_config_builds_its_objects_and_its_smoke_mode_takes_a_step_in_shap
         denoiser = build.denoiser(config['denoiser'], config['dtype'])
         assert brought or denoiser.classes in (0, source.num_classes)
         packed = config['denoiser']['name'] == 'packed'
-        of_sampler = build.packed_sampler if packed else build.sampler
-        schedule, sampler = build.schedule(config['schedule']), of_sampler(config['sampler'])
+        way = way_of(denoiser)
+        schedule, sampler = build.schedule(config['schedule']), way.sampler(config['sampler'])
         loss, conditioning = build.loss(config['loss'], schedule), build.conditioning(config['conditioning'], schedule)
-        make_step = make_packed_step if packed else make_denoiser_step
-        whole_step = make_step(denoiser, loss, optimizer, config['ema_decay'], conditioning)
+        whole_step = way.make_step(denoiser, loss, optimizer, config['ema_decay'], conditioning)
         null_text = build.abstract_null_text(denoiser)
         if mode == 'smoke' and text_shape(denoiser):
             encoder = build.text_encoder(config['text'])
             assert (encoder.length, encoder.width) == text_shape(denoiser)
-            assert 'caption' in binary('train_denoiser').batch_keys(denoiser, source)
+            assert 'caption' in way.keys(denoiser, source)
 
         def new(key):
             null = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), null_text)
@@ -161,8 +157,7 @@ def test_every_config_builds_its_objects_and_its_smoke_mode_takes_a_step_in_shap
             return whole_step(state, None, batch, key)
 
         rest = {'parametrisation': loss.parametrisation, 'self_conditioning': loss.self_conditioning > 0}
-        of_stage = PackedStage if packed else Stage
-        stage = of_stage(denoiser, None, None, schedule, mesh=make_mesh(), **rest, **sampler)
+        stage = way.stage(denoiser, None, None, schedule, mesh=make_mesh(), **rest, **sampler)
         batch = latent_batch(denoiser, config['batch_size'], config['data'].get('stacks', 1)) if not packed else None
         if packed:
             tokens = jax.ShapeDtypeStruct((config['batch_size'], *denoiser.latent_shape), jnp.float32)

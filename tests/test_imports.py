@@ -22,14 +22,16 @@ ALLOWED = {
     'diffusion': {'randomness'},
     'planning': set(),
     'data': {'tokens'},
-    'evaluation': {'data', 'features', 'navit', 'nn', 'tokens'},
     'features': {'weights'},
     'text': {'nn', 'precision', 'weights'},
     'interop': {'denoiser', 'tokenizer'},
     'generation': {'data', 'diffusion', 'tokenizer', 'denoiser', 'parallel', 'randomness', 'tokens'},
+    'evaluation': {'data', 'denoiser', 'features', 'generation', 'navit', 'randomness', 'tokenizer', 'tokens'},
     'training': {'data', 'diffusion', 'tokenizer', 'denoiser', 'navit', 'parallel', 'randomness', 'tokens'},
 }
-BUILD = {'build': set(ALLOWED) - {''}, 'restore': set(ALLOWED) - {''} | {'build'}, 'processes': {'parallel'}}
+BUILD = {'build': set(ALLOWED) - {''}, 'processes': {'parallel'}}
+BUILD['dense_or_packed'] = {'build', 'denoiser', 'generation', 'training'}
+BUILD['restore'] = set(ALLOWED) - {''} | {'build', 'dense_or_packed'}
 # A plan, part upon part: what a configuration runs, what that costs by its shapes, and compiled for other machines.
 BUILD['batches'] = {'build', 'denoiser', 'navit'}
 BUILD['tasks'] = {'batches', 'build', 'denoiser', 'generation', 'navit', 'parallel', 'tokenizer', 'training'}
@@ -46,7 +48,6 @@ LIBRARIES = {
         'tokenizer',
         'denoiser',
         'navit',
-        'evaluation',
         'text.bert',
         'parallel.rules',
         'training.state',

@@ -11,10 +11,7 @@ from tiny import binary, run_here
 
 from configs import digits_packed, navit_classifier
 from walt import build, restore
-from walt.data.packing import Packed
-from walt.denoiser.walt import Walt
 from walt.parallel.mesh import make_mesh
-from walt.tokenizer.frozen import Pixels
 
 
 def tiny_config():
@@ -89,37 +86,6 @@ def test_a_packed_run_starts_from_another_with_rows_of_another_length(run, tmp_p
     other = build.denoiser(config['denoiser'] | {'classes': 7}, 'float32')
     with pytest.raises(ValueError, match='classes: 10 there, 7 here'):
         restore.starting_denoiser(config['start'], other, run.state.params, make_mesh())
-
-
-@pytest.mark.parametrize(
-    ('section', 'changes', 'told'),
-    [
-        ('data', {'length': 64}, 'length: 64 of the data, 128 of the denoiser'),
-        ('data', {'most': 3}, 'most: 3 of the data, 12 of the denoiser'),
-        ('denoiser', {'classes': 9}, 'classes: 10 of the data, 9 of the denoiser'),
-        ('denoiser', {'patch': 2}, r'patch: \(1, 4, 4\) of the data, \(1, 2, 2\) of the denoiser'),
-        ('denoiser', {'position': 'learned', 'extent': (1, 2, 2)}, r'positions are learned as far as \(1, 2, 2\)'),
-    ],
-)
-def test_data_that_do_not_fit_the_denoiser_are_refused_with_both_values(section, changes, told):
-    config = tiny_config()
-    config[section] = config[section] | changes
-    source = build.source(config['data'], 'train')
-    denoiser = build.denoiser(config['denoiser'], 'float32')
-    with pytest.raises(ValueError, match=told):
-        binary('train_denoiser').check_packed(denoiser, Pixels(), source, None)
-
-
-def test_pixels_latents_and_tokenizers_go_together(small_tokenizer):
-    check, config = binary('train_denoiser').check_packed, tiny_config()
-    denoiser, source = build.denoiser(config['denoiser'], 'float32'), build.source(config['data'], 'train')
-    assert isinstance(source, Packed)
-    with pytest.raises(ValueError, match="data are pixels, and tokenizer_dir is 'none' for pixels alone"):
-        check(denoiser, small_tokenizer, source, None)
-    with pytest.raises(ValueError, match="takes data named 'packed', not MixedDigits"):
-        check(denoiser, Pixels(), source.source, None)
-    with pytest.raises(ValueError, match='only denoisers of packed rows take pixels'):
-        binary('train_denoiser').check_shapes(Walt((1, 8, 8, 3)), Pixels(), source.source, None)
 
 
 @pytest.mark.slow

@@ -10,17 +10,13 @@ import pytest
 from tiny import Letters, binary, denoiser_config
 
 from walt import build, restore
-from walt.data.joint import Joint
-from walt.data.moving_digits import MovingDigits
 from walt.data.video_io import write_mp4
 from walt.denoiser.aspect import change_aspect
-from walt.denoiser.conditions import NullText
 from walt.denoiser.walt import Walt
-from walt.diffusion.schedules import DiscreteLinear
 from walt.parallel.mesh import make_mesh
 from walt.tokenizer.frozen import FrozenTokenizer, LatentNorm
 from walt.tokenizer.pixels import shrink
-from walt.training.conditions import Conditioning, latent_rows
+from walt.training.conditions import latent_rows
 
 
 @pytest.fixture(scope='module')
@@ -145,92 +141,3 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(changes, messag
     with pytest.raises(ValueError, match=message):
         program.train(config, str(tmp_path / 'new'))
     assert not (tmp_path / 'new').exists()
-
-
-CLIPS = MovingDigits('train', frames=5, size=16, digit_size=10, clips=4)
-PICTURES = MovingDigits('train', frames=1, size=16, digit_size=10, clips=4)
-JOINT = Joint(CLIPS, PICTURES, frames=2)
-TEXT, IMAGES = {'text_shape': (3, 4)}, {'images': True}
-
-
-class Only:
-    """A source whose elements have some fields."""
-
-    num_classes = 10
-
-    def __init__(self, source, *names):
-        self.element = {name: source[0][name] for name in names}
-
-    def __getitem__(self, index):
-        return self.element
-
-
-def check(program, small_tokenizer, source, encoder, **fields):
-    null_text = encoder and NullText(*(value[0] for value in encoder.encode([''])))
-    frozen = FrozenTokenizer(small_tokenizer.module, {}, LatentNorm.identity(3))
-    denoiser = Walt(**dict(latent_shape=(2, 4, 4, 3), width=8, depth=2, heads=2, spatiotemporal_window=(2, 2)) | fields)
-    program.check_shapes(denoiser, frozen, source, null_text)
-
-
-@pytest.mark.parametrize(
-    ('source', 'encoder', 'fields', 'message'),
-    [
-        (CLIPS, None, {'latent_shape': (2, 8, 8, 3)}, r'have latents of \(2, 4, 4, 3\), .* is \(2, 8, 8, 3\)'),
-        (CLIPS, None, {'classes': 9}, 'the data has 10 classes, but denoiser.classes is 9'),
-        (CLIPS, Letters(), {'text_shape': (3, 5)}, r'embedded as \(3, 4\), denoiser.text_shape is \(3, 5\)'),
-        (CLIPS, Letters(), {}, r'embedded as \(3, 4\), denoiser.text_shape is \(\)'),
-        (CLIPS, None, TEXT, r'embedded as \(\), denoiser.text_shape is \(3, 4\)'),
-        (
-            Only(CLIPS, 'video', 'label'),
-            Letters(),
-            TEXT,
-            r"needs \['caption'\] of the data, .* have \['label', 'video'\]",
-        ),
-        (CLIPS, None, IMAGES, r"needs \['images'\] of the data"),
-        (Only(JOINT, 'video', 'images'), None, IMAGES | {'classes': 10}, r"needs \['label', 'images_label'\]"),
-        (Only(JOINT, 'video', 'caption', 'images'), Letters(), IMAGES | TEXT, r"needs \['images_caption'\]"),
-        (Joint(CLIPS, PICTURES), None, IMAGES, 'stacks of 5 pictures beside clips of 2 latent frames'),
-    ],
-    ids=[
-        'latents',
-        'classes',
-        'longer_text',
-        'no_text',
-        'text',
-        'caption',
-        'images',
-        'label',
-        'images_caption',
-        'stacks',
-    ],
-)
-def test_data_encoder_and_denoiser_that_do_not_fit_are_refused_with_both(
-    source, encoder, fields, message, program, small_tokenizer
-):
-    with pytest.raises(ValueError, match=message):
-        check(program, small_tokenizer, source, encoder, **fields)
-
-
-def test_data_encoder_and_denoiser_that_fit_are_not_refused(program, small_tokenizer):
-    check(program, small_tokenizer, CLIPS, None)
-    check(program, small_tokenizer, JOINT, Letters(), classes=10, **TEXT, **IMAGES)
-    check(program, small_tokenizer, Only(JOINT, 'video', 'images'), None, **IMAGES)
-
-
-def test_one_frame_at_least_is_left_to_predict(program):
-    conditioning = Conditioning(DiscreteLinear(), given_frames=(1, 2))
-    for frames, prediction in [(3, True), (2, False)]:
-        program.check_given(Walt((frames, 8, 8, 3), frame_prediction=prediction), conditioning)
-    with pytest.raises(ValueError, match='go up to 2, and a clip has 2 latent frames'):
-        program.check_given(Walt((2, 8, 8, 3), frame_prediction=True), conditioning)
-
-
-def test_a_batch_has_all_that_the_denoiser_has_a_use_for_and_nothing_else(program):
-    def keys(source, **fields):
-        return program.batch_keys(Walt(latent_shape=(2, 16, 16, 3), **fields), source)
-
-    assert keys(JOINT) == ['video']
-    assert keys(CLIPS, classes=10, **IMAGES) == ['video', 'label']
-    assert set(keys(JOINT, classes=10, **IMAGES)) == {'video', 'label', 'images', 'images_label'}
-    assert set(keys(JOINT, **TEXT, **IMAGES)) == {'video', 'caption', 'images', 'images_caption'}
-    assert keys([{'z': 0, 'video': 0, 'label': 0, 'low': 0}], upsample=2) == ['z', 'low']

@@ -13,6 +13,9 @@ import pytest
 from PIL import Image
 from tiny import DATA, binary, tokenizer_config
 
+from walt import build, restore
+from walt.evaluation.clips import read_clips
+from walt.evaluation.reconstruction import measure_tokenizer
 from walt.parallel.mesh import make_mesh
 from walt.tokenizer.frozen import LatentNorm
 from walt.tokenizer.pixels import check_brightness, check_unit, from_uint8
@@ -128,11 +131,10 @@ def test_another_seed_is_another_network(train, tmp_path, monkeypatch):
 
 
 def test_held_out_clips_are_measured_in_a_feature_network_and_by_their_codes(full):
-    evaluate = binary('evaluate')
-    frozen, config, _ = evaluate.restore.tokenizer(str(full[0]), evaluate.make_mesh())
-    clips, *_ = evaluate.read_clips(evaluate.build.source(config['data'], 'validation'), 7)
-    distance = evaluate.build.perceptual({'name': 'squeezenet'}, 'float32')
-    measured, at_once = (evaluate.measure_tokenizer(frozen, clips, size, [distance]) for size in (3, 7))
+    frozen, config, _ = restore.tokenizer(str(full[0]), make_mesh())
+    clips, *_ = read_clips(build.source(config['data'], 'validation'), 7)
+    distance = build.perceptual({'name': 'squeezenet'}, 'float32')
+    measured, at_once = (measure_tokenizer(frozen, clips, size, [distance]) for size in (3, 7))
     assert set(measured) == {'psnr_db', 'ssim', 'perceptual_squeezenet', 'code_use', 'perplexity'}
     for name, value in at_once.items():
         np.testing.assert_allclose(measured[name], value, rtol=1e-2, err_msg=name)

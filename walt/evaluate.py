@@ -9,36 +9,28 @@ samples to measure; on that of a classifier (`walt.train_classifier`), what it r
 """
 
 import json
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import app, flags, logging
 from jax.sharding import Mesh
-from PIL import Image
-from tqdm import tqdm
 
 from walt import build, restore
-from walt.data.moving_digits import DIRECTIONS
-from walt.denoiser.conditions import upsampling
+from walt.evaluation.clips import Clips, read_clips
 from walt.evaluation.judge import Judge, PackedJudge, agreement
-from walt.evaluation.motion import centres, headings
-from walt.evaluation.quality import psnr, ssim
-from walt.evaluation.retrieval import embed, ranks, retrieval
-from walt.features.perceptual import PerceptualDistance
-from walt.generation.cascade import Cascade, border_jump
-from walt.generation.packed_stage import PackedStage, read_shape
-from walt.generation.request import Request
-from walt.generation.stage import Stage
+from walt.evaluation.packed import measure_classifier, measure_packed_samples
+from walt.evaluation.reconstruction import measure_tokenizer
+from walt.evaluation.samples import (
+    measure_prediction,
+    measure_prompts,
+    measure_retrieval,
+    measure_samples,
+    measure_upsampling,
+)
 from walt.parallel.mesh import batch_shards, make_mesh
-from walt.randomness import stream
-from walt.tokenizer.bottleneck import code_counts, code_metrics
 from walt.tokenizer.frozen import FrozenTokenizer
-from walt.tokenizer.pixels import from_uint8, shrink, to_uint8
 from walt.training.checkpoints import saved_config
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a denoiser or tokenizer run.', required=True)
@@ -58,187 +50,100 @@ SAMPLER = flags.DEFINE_enum('sampler', None, sorted(build.STEPPERS), "Sampler; t
 ROLLOUT = flags.DEFINE_integer('rollout', 65, 'Frames of a rollout, of a denoiser that predicts frames.', 1)
 STEPS = flags.DEFINE_integer('steps', None, "Sampler steps; the configuration's by default.", lower_bound=1)
 
-
-class Clips(NamedTuple):
-    """Clips uint8 (N, T, H, W, 3), their labels int (N,), and captions, '' where there are none."""
-
-    videos: np.ndarray
-    labels: np.ndarray
-    captions: list[str]
+READ_AS = 'packed; as large as they are, within the sides of the training'
+Measured = tuple[dict[str, Any], dict[str, Any]]  # figures, protocol
 
 
-def read_clips(source, count: int) -> Clips:
-    """The first `count` clips of a source; of a folder with more files than that, one of every so many files."""
-    every = max(1, len(getattr(source, 'files', ())) // count)
-    elements = [source[index] for index in range(0, len(source), every)[:count]]
-    videos, labels = (np.stack([element[name] for element in elements]) for name in ('video', 'label'))
-    return Clips(videos, labels, [element.get('caption', '') for element in elements])
+def evaluate(workdir: str) -> dict[str, Any]:
+    """All figures of a run, and under `protocol` how they came about."""
+    config, mesh = saved_config(workdir), make_mesh()
+    if 'classifier' in config:
+        measure = of_classifier
+    elif config['data']['name'] == 'packed':
+        measure = of_packed_denoiser
+    else:
+        measure = of_denoiser if 'denoiser' in config else of_tokenizer
+    data = build.clips_section(config['data'])
+    figures, protocol = measure(workdir, data, mesh)
+    return figures | {'protocol': {'data': data, 'device': jax.devices()[0].device_kind} | protocol}
 
 
-def measure_tokenizer(
-    frozen: FrozenTokenizer, videos_NTHWC: np.ndarray, batch_size: int, distances: Sequence[PerceptualDistance] = ()
-) -> dict[str, float]:
-    """Means over clips of PSNR, SSIM and perceptual distances of uint8 reconstructions, and how codes are used."""
-    size = frozen.module.bottleneck.size(frozen.module.latent_channels)
-
-    @jax.jit
-    def reconstruct(frozen, video_BTHWC):
-        fake_BTHWC, bottled = frozen.module.apply({'params': frozen.params}, from_uint8(video_BTHWC))
-        return to_uint8(fake_BTHWC), code_counts(bottled.codes_BTHW, size) if size else 0
-
-    @jax.jit
-    def distance(perceptual, fake_BTHWC, real_BTHWC):
-        frames = (from_uint8(video).reshape(-1, *video.shape[2:]) for video in (fake_BTHWC, real_BTHWC))
-        return perceptual(*frames).reshape(len(real_BTHWC), -1).mean(1)
-
-    batches = [videos_NTHWC[i : i + batch_size] for i in range(0, len(videos_NTHWC), batch_size)]
-    fakes, counts = zip(*(jax.device_get(reconstruct(frozen, batch)) for batch in batches))
-    reconstructions = np.concatenate(fakes)
-    measured = {
-        'psnr_db': psnr(reconstructions, videos_NTHWC).mean(),
-        'ssim': ssim(reconstructions, videos_NTHWC).mean(),
-    }
-    for perceptual in distances:
-        of_clips = [distance(perceptual, fake, real) for fake, real in zip(fakes, batches)]
-        measured[f'perceptual_{perceptual.name}'] = np.concatenate(of_clips).mean()
-    measured |= code_metrics(sum(counts)) if size else {}
-    return {name: float(value) for name, value in measured.items()}
+def of_tokenizer(workdir: str, data: Mapping[str, Any], mesh: Mesh) -> Measured:
+    frozen, _, step = restore.tokenizer(workdir, mesh)
+    return of_reconstructions(frozen, step, read_clips(build.source(data, 'validation'), HELD_OUT.value))
 
 
-def measure_classifier(judge: PackedJudge, source, count: int) -> dict[str, Any]:
-    """How much of what is read in the first `count` clips of a source is their label; and by how they are shaped:
-
-    `tall` and `wide` ones have one side of at least 1.5 of the other, `square` ones less.
-    """
-    elements = [source[index] for index in range(min(count, len(source)))]
-    read_N = judge.read_clips([element['video'] for element in elements])
-    right_N = read_N == np.array([element['label'] for element in elements])
-    aspect_N = np.array([element['video'].shape[1] / element['video'].shape[2] for element in elements])
-    shapes = {'tall': aspect_N >= 1.5, 'wide': aspect_N <= 1 / 1.5}
-    shapes['square'] = ~(shapes['tall'] | shapes['wide'])
-    by_shape = {name: float(right_N[of].mean()) for name, of in shapes.items() if of.any()}
-    return {'clips': len(elements), 'accuracy': float(right_N.mean()), 'accuracy_by_shape': by_shape}
+def of_reconstructions(frozen: FrozenTokenizer, step: int, held_out: Clips) -> Measured:
+    distances = [build.perceptual({'name': name}, 'float32') for name in PERCEPTUAL.value if name != 'none']
+    measured = measure_tokenizer(frozen, held_out.videos, BATCH_SIZE.value, distances)
+    said = 'means over held-out clips of uint8 reconstructions; of frames, for perceptual distances'
+    return {'step': step, 'tokenizer': measured}, {'held_out_clips': len(held_out.videos), 'tokenizer': said}
 
 
-def measure_samples(
-    stage: Stage, judge: Judge | PackedJudge, samples: int, seed: int, batch_size: int
-) -> dict[str, Any]:
-    """What the judge reads in `samples` clips of every class, and the time that they took."""
-    labels = np.repeat(np.arange(stage.denoiser.classes), samples)
-    start = time.perf_counter()
-    clips = sample_clips(stage, Request(labels.tolist()), seed, batch_size)
-    seconds = time.perf_counter() - start
-    read_NT = judge.read(clips)
-    by_class = [
-        agreement(read_NT[labels == k], labels[labels == k], judge.classes)['clips'] for k in range(judge.classes)
-    ]
-    return agreement(read_NT, labels, judge.classes) | {
-        'clips_by_class': by_class,
-        'frames_by_time': (read_NT == labels[:, None]).mean(0).round(3).tolist(),
-        'seconds': round(seconds, 1),
-    }
+def of_denoiser(workdir: str, data: Mapping[str, Any], mesh: Mesh) -> Measured:
+    stage, config, step = restore.stage(workdir, mesh, sampling=sampling())
+    conditions, rest = stage.denoiser.conditions, (SEED.value, BATCH_SIZE.value)
+    validation = build.source(data, 'validation')
+    held_out = read_clips(validation, HELD_OUT.value)
+    figures, protocol = of_reconstructions(stage.frozen, step, held_out)
+    protocol |= {'seed': SEED.value, 'sampler': build.other_sampler(config['sampler'], sampling())}
+    if 'low' in conditions:
+        figures['upsampling'] = measure_upsampling(stage, held_out, *rest)
+        protocol['upsampling'] = 'from the latents of held-out clips, each pixel the mean of those it covers'
+        return figures, protocol
+    tells_motion = 'text' in conditions and data['name'] == 'moving_digits'
+    if stage.denoiser.classes or tells_motion:
+        judge, protocol['judge'] = find_judge(data, held_out, mesh)
+        figures['judge_on_held_out'] = agreement(judge.read(held_out.videos), held_out.labels, judge.classes)
+    if stage.denoiser.classes:
+        figures['samples'] = measure_samples(stage, judge, SAMPLES.value, *rest)
+        protocol['samples_of_each_class'] = SAMPLES.value
+    if tells_motion:
+        figures['prompts'] = measure_prompts(stage, judge, held_out, validation.lead, *rest)
+        protocol['prompts'] = f'captions of held-out clips; heading of the bright mass over {validation.lead} frames'
+    elif 'text' in conditions:
+        network = build.perceptual({'name': 'squeezenet'}, 'float32')
+        seen = read_clips(build.source(data, 'train'), HELD_OUT.value)
+        figures['retrieval'] = {
+            split: measure_retrieval(stage, clips, network, *rest)
+            for split, clips in (('held_out', held_out), ('training', seen))
+        }
+        protocol['retrieval'] = 'rank of the real clip of a caption among real clips, by likeness to the sample'
+    if 'frames' in conditions:
+        figures['prediction'] = measure_prediction(stage, held_out, *rest, ROLLOUT.value)
+        protocol['prediction'] = 'from the first frames of held-out clips; last frame of a chunk'
+    return figures, protocol
 
 
-def measure_packed_samples(
-    stage: PackedStage, judge: PackedJudge, shapes: Sequence[str], samples: int, seed: int, rows: int
-) -> dict[str, dict[str, Any]]:
-    """What the judge reads in `samples` clips of every class, of every shape FRAMESxHEIGHTxWIDTH."""
-    labels = np.repeat(np.arange(stage.denoiser.classes), samples)
-    measured = {}
-    for shape in shapes:
-        clips = stage.clips([read_shape(shape)] * len(labels), labels.tolist(), seed, rows)
-        right_N = judge.read_clips(clips) == labels
-        by_class = [float(right_N[labels == k].mean()) for k in range(stage.denoiser.classes)]
-        measured[shape] = {'clips': float(right_N.mean()), 'clips_by_class': by_class}
-    return measured
+def of_classifier(workdir: str, data: Mapping[str, Any], mesh: Mesh) -> Measured:
+    judge, _, step = restore.packed_judge(workdir, mesh)
+    measured = measure_classifier(judge, build.source(data, 'validation'), HELD_OUT.value)
+    return {'step': step, 'classifier': measured}, {'classifier': READ_AS}
 
 
-def sample_clips(stage: Stage, request: Request, seed: int, batch_size: int, frames: int | None = None) -> np.ndarray:
-    """uint8 (N, T, H, W, 3)."""
-    cascade = Cascade((stage,))
-    batches = -(-len(request) // batch_size)
-    with tqdm(desc='sample', total=batches * cascade.chunks(frames), unit='chunk') as bar:
-        return np.concatenate(list(cascade.clips(request, seed, batch_size, frames, bar.update)))
-
-
-def measure_prompts(
-    stage: Stage, judge: Judge | PackedJudge, held_out: Clips, lead: int, seed: int, batch_size: int
-) -> dict[str, Any]:
-    """Whether clips of held-out captions show the digit that the caption names, and go where it says.
-
-    Beside the samples stands what the same measures say of the real clips of these captions, which go straight for
-    `lead` frames.
-    """
-    ways_K2 = np.array([way for _, *way in DIRECTIONS])
-    says_NK = [[caption.endswith(f' moving {words}') for words, *_ in DIRECTIONS] for caption in held_out.captions]
-    asked_N = np.argmax(says_NK, axis=1)
-
-    def measure(videos_NTHWC):
-        right_way_N = headings(videos_NTHWC, lead, ways_K2) == asked_N
-        read = agreement(judge.read(videos_NTHWC), held_out.labels, judge.classes)
-        return {'digit': read['clips'], 'direction': float(right_way_N.mean())}
-
-    samples = sample_clips(stage, Request(prompts=list(held_out.captions)), seed, batch_size)
-    return {'samples': measure(samples), 'real': measure(held_out.videos)}
-
-
-def measure_retrieval(
-    stage: Stage, clips: Clips, network: PerceptualDistance, seed: int, batch_size: int
-) -> dict[str, float]:
-    """Where the real clip of a caption stands, among one of each caption, by likeness to a sample of this caption."""
-    captions, first_N = np.unique(clips.captions, return_index=True)
-    samples = sample_clips(stage, Request(prompts=captions.tolist()), seed, batch_size)
-    return retrieval(ranks(embed(network, samples), embed(network, clips.videos[first_N])))
-
-
-def measure_prediction(stage: Stage, held_out: Clips, seed: int, batch_size: int, frames: int) -> dict[str, float]:
-    """How far the bright mass is from where it went, after the frames of a chunk, and what borders of chunks show.
-
-    The last frame of a chunk that begins with real frames against the real one: the median distance, in pixels, of the
-    centres of brightness; and the same if nothing moved any more. Then rollouts to `frames` frames: their border jump.
-    """
-    cascade = Cascade((stage,))
-    given = held_out.videos[:, : cascade.given]
-    prompts = list(held_out.captions) if 'text' in stage.denoiser.conditions else None
-    request = Request(prompts=prompts, frames_NTHWC=given)
-    rollouts = sample_clips(stage, request, seed, batch_size, frames)
-    length = stage.clip_shape[0]
-    real_N2 = centres(held_out.videos[:, length - 1 : length])[:, 0]
-    found_N2, still_N2 = (centres(clips)[:, 0] for clips in (rollouts[:, length - 1 : length], given[:, -1:]))
-    jumps = [border_jump(clip, length, cascade.given) for clip in rollouts] if frames > length else []
-    return {
-        'centre_off_pixels': float(np.median(np.linalg.norm(found_N2 - real_N2, axis=1))),
-        'centre_off_pixels_if_still': float(np.median(np.linalg.norm(still_N2 - real_N2, axis=1))),
-        'rollout_frames': frames,
-        'border_jump': float(np.mean(jumps)) if jumps else None,
-    }
-
-
-def measure_upsampling(stage: Stage, held_out: Clips, seed: int, batch_size: int) -> dict[str, float]:
-    """PSNR of super-resolution from the latents of shrunk held-out clips, and of bicubic interpolation of their pixels.
-
-    The tokenizer's own reconstruction bounds the first, and what shrinking leaves the second.
-    """
-    factor, count = upsampling(stage.denoiser), len(held_out.videos)
-    made, bicubic = [], []
-    for first in range(0, count, batch_size):
-        chosen = np.arange(first, first + batch_size) % count  # The last batch is filled up.
-        small = np.asarray(shrink(jnp.asarray(held_out.videos[chosen]), factor))
-        bicubic += [[_bicubic(frame, factor) for frame in clip] for clip in small]
-        request = Request(
-            [-1] * batch_size, [held_out.captions[i] for i in chosen] if 'text' in stage.denoiser.conditions else None
+def of_packed_denoiser(workdir: str, data: Mapping[str, Any], mesh: Mesh) -> Measured:
+    """By the judge of `--judge`, at the shapes of `--shapes`."""
+    if not (JUDGE.value and SHAPES.value):
+        raise ValueError(
+            'samples of packed rows have any shape: name some with --shapes, and a classifier with --judge'
         )
-        key_B = stream(jax.random.key(seed), 'clip', jnp.arange(first, first + batch_size))
-        made += list(stage.decode(stage.latents(stage.conditions(request, stage.encode(small)), key_B)))
-    return {
-        'psnr_db': float(psnr(np.stack(made[:count]), held_out.videos).mean()),
-        'bicubic_psnr_db': float(psnr(np.stack(bicubic[:count]), held_out.videos).mean()),
+    stage, config, step = restore.packed_stage(workdir, mesh, sampling=sampling())
+    judge, _, judge_step = restore.packed_judge(JUDGE.value, mesh)
+    if judge.classes != stage.denoiser.classes:
+        raise ValueError(f'the judge knows {judge.classes} classes, the denoiser {stage.denoiser.classes}')
+    shards = batch_shards(mesh)
+    rows = shards * -(-BATCH_SIZE.value // (shards * stage.denoiser.most))
+    figures = {
+        'step': step,
+        'judge_on_held_out': measure_classifier(judge, build.source(data, 'validation'), HELD_OUT.value),
+        'samples': measure_packed_samples(stage, judge, SHAPES.value, SAMPLES.value, SEED.value, rows),
     }
-
-
-def _bicubic(frame_HWC: np.ndarray, factor: int) -> np.ndarray:
-    height, width, _ = frame_HWC.shape
-    return np.asarray(Image.fromarray(frame_HWC).resize((width * factor, height * factor), Image.Resampling.BICUBIC))
+    return figures, {
+        'judge': f'NaViT of {JUDGE.value}, step {judge_step}; {READ_AS}',
+        'samples_of_each_class': SAMPLES.value,
+        'seed': SEED.value,
+        'sampler': build.other_sampler(config['sampler'], sampling()),
+    }
 
 
 def find_judge(data: Mapping[str, Any], held_out: Clips, mesh: Mesh) -> tuple[Judge | PackedJudge, str]:
@@ -259,95 +164,10 @@ def find_judge(data: Mapping[str, Any], held_out: Clips, mesh: Mesh) -> tuple[Ju
     return judge, f'SVM on centred frames of {len(real.videos)} real training clips; clip = majority of frames'
 
 
-READ_AS = 'packed; as large as they are, within the sides of the training'
-
-
-def evaluate(workdir: str) -> dict[str, Any]:
-    """All figures of a run, and under `protocol` how they came about."""
-    config, mesh = saved_config(workdir), make_mesh()
-    if 'classifier' in config:
-        judge, _, step = restore.packed_judge(workdir, mesh)
-        section = build.clips_section(config['data'])
-        measured = measure_classifier(judge, build.source(section, 'validation'), HELD_OUT.value)
-        protocol = {'data': section, 'device': jax.devices()[0].device_kind, 'classifier': READ_AS}
-        return {'step': step, 'classifier': measured, 'protocol': protocol}
-    if config['data']['name'] == 'packed':
-        return evaluate_packed(workdir, mesh)
-    data = build.clips_section(config['data'])
-    validation = build.source(data, 'validation')
-    held_out = read_clips(validation, HELD_OUT.value)
-    distances = [build.perceptual({'name': name}, 'float32') for name in PERCEPTUAL.value if name != 'none']
-    protocol = {'data': data, 'held_out_clips': len(held_out.videos), 'device': jax.devices()[0].device_kind}
-    protocol['tokenizer'] = 'means over held-out clips of uint8 reconstructions; of frames, for perceptual distances'
-    if 'denoiser' not in config:
-        frozen, _, step = restore.tokenizer(workdir, mesh)
-        measured = measure_tokenizer(frozen, held_out.videos, BATCH_SIZE.value, distances)
-        return {'step': step, 'tokenizer': measured, 'protocol': protocol}
-
+def sampling() -> dict[str, Any]:
+    """What the flags change of the configuration's sampler."""
     asked = {'name': SAMPLER.value, 'guidance': GUIDANCE.value, 'steps': STEPS.value}
-    sampling = {key: value for key, value in asked.items() if value is not None}
-    stage, _, step = restore.stage(workdir, mesh, sampling=sampling)
-    result = {'step': step, 'tokenizer': measure_tokenizer(stage.frozen, held_out.videos, BATCH_SIZE.value, distances)}
-    protocol |= {'seed': SEED.value, 'sampler': build.other_sampler(config['sampler'], sampling)}
-    rest = (SEED.value, BATCH_SIZE.value)
-    if 'low' in stage.denoiser.conditions:
-        result['upsampling'] = measure_upsampling(stage, held_out, *rest)
-        protocol['upsampling'] = 'from the latents of held-out clips, each pixel the mean of those it covers'
-        return result | {'protocol': protocol}
-    tells_motion = 'text' in stage.denoiser.conditions and data['name'] == 'moving_digits'
-    if stage.denoiser.classes or tells_motion:
-        judge, protocol['judge'] = find_judge(data, held_out, mesh)
-        result['judge_on_held_out'] = agreement(judge.read(held_out.videos), held_out.labels, judge.classes)
-    if stage.denoiser.classes:
-        result['samples'] = measure_samples(stage, judge, SAMPLES.value, *rest)
-        protocol['samples_of_each_class'] = SAMPLES.value
-    if tells_motion:
-        result['prompts'] = measure_prompts(stage, judge, held_out, validation.lead, *rest)
-        protocol['prompts'] = f'captions of held-out clips; heading of the bright mass over {validation.lead} frames'
-    elif 'text' in stage.denoiser.conditions:
-        network = build.perceptual({'name': 'squeezenet'}, 'float32')
-        seen = read_clips(build.source(data, 'train'), HELD_OUT.value)
-        result['retrieval'] = {
-            split: measure_retrieval(stage, clips, network, *rest)
-            for split, clips in (('held_out', held_out), ('training', seen))
-        }
-        protocol['retrieval'] = 'rank of the real clip of a caption among real clips, by likeness to the sample'
-    if 'frames' in stage.denoiser.conditions:
-        result['prediction'] = measure_prediction(stage, held_out, *rest, ROLLOUT.value)
-        protocol['prediction'] = 'from the first frames of held-out clips; last frame of a chunk'
-    return result | {'protocol': protocol}
-
-
-def evaluate_packed(workdir: str, mesh: Mesh) -> dict[str, Any]:
-    """Figures of a denoiser of packed rows, by the judge of `--judge`, at the shapes of `--shapes`."""
-    if not (JUDGE.value and SHAPES.value):
-        raise ValueError(
-            'samples of packed rows have any shape: name some with --shapes, and a classifier with --judge'
-        )
-    asked = {'name': SAMPLER.value, 'guidance': GUIDANCE.value, 'steps': STEPS.value}
-    sampling = {key: value for key, value in asked.items() if value is not None}
-    stage, config, step = restore.packed_stage(workdir, mesh, sampling=sampling)
-    judge, _, judge_step = restore.packed_judge(JUDGE.value, mesh)
-    if judge.classes != stage.denoiser.classes:
-        raise ValueError(f'the judge knows {judge.classes} classes, the denoiser {stage.denoiser.classes}')
-    section = build.clips_section(config['data'])
-    held_out = measure_classifier(judge, build.source(section, 'validation'), HELD_OUT.value)
-    shards = batch_shards(mesh)
-    rows = shards * -(-BATCH_SIZE.value // (shards * stage.denoiser.most))
-    rest = (SHAPES.value, SAMPLES.value, SEED.value, rows)
-    return {
-        'step': step,
-        'judge_on_held_out': held_out,
-        'samples': measure_packed_samples(stage, judge, *rest),
-        'protocol': {
-            'data': section,
-            'device': jax.devices()[0].device_kind,
-            'judge': f'NaViT of {JUDGE.value}, step {judge_step}; {READ_AS}',
-            'samples_of_each_class': SAMPLES.value,
-            'seed': SEED.value,
-            'sampler': build.other_sampler(config['sampler'], sampling),
-        },
-    }
+    return {key: value for key, value in asked.items() if value is not None}
 
 
 def main(_) -> None:

@@ -13,9 +13,9 @@ import jax
 from jax.sharding import Mesh
 
 from walt import build
-from walt.denoiser.aspect import change_aspect, differences
 from walt.denoiser.conditions import Denoiser
 from walt.denoiser.packed import PackedDenoiser
+from walt.dense_or_packed import way_of
 from walt.diffusion.loss import DenoisingLoss
 from walt.evaluation.judge import PackedJudge
 from walt.generation.packed_stage import PackedStage
@@ -94,7 +94,8 @@ def starting_tokenizer(tokenizer_dir: str, module: Tokenizer, params: Any, mesh:
 
 
 def starting_denoiser(section: Mapping[str, Any], module: Denoiser, params: Any, mesh: Mesh) -> Any:
-    """The averaged parameters of the run in `denoiser_dir`, for latents of another height and width if need be.
+    """The averaged parameters of the run in `denoiser_dir`, for latents of another height and width, or for other rows,
+    if need be.
 
     Args:
         section: `start`; an empty `denoiser_dir` returns `params`.
@@ -108,20 +109,7 @@ def starting_denoiser(section: Mapping[str, Any], module: Denoiser, params: Any,
     if not section['denoiser_dir']:
         return params
     restored, there, _, _ = denoiser(section['denoiser_dir'], mesh)
-    if isinstance(module, PackedDenoiser):
-        return _started_packed(restored['params'], there, module, params)
-    found = change_aspect(restored['params'], there, module)
-    return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, params)
-
-
-def _started_packed(found: Any, there: Denoiser, module: PackedDenoiser, params: Any) -> Any:
-    """Parameters know nothing of how rows are packed, so all of them serve where only that has changed."""
-    free = {'length', 'most', 'remat', 'dtype', 'parent', 'name'}
-    if isinstance(there, PackedDenoiser) and len(there.layers) == len(module.layers):
-        free |= {'layers'}
-    changed = differences(there, module, free)
-    if changed:
-        raise ValueError('the denoiser to start from does not fit: ' + '; '.join(changed))
+    found = way_of(module).start(restored['params'], there, module)
     return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, params)
 
 

@@ -21,10 +21,8 @@ from jax.sharding import Mesh
 
 from walt import build, restore
 from walt.data.encoded import Encoded
-from walt.data.packing import Packed
-from walt.data.pictures_and_clips import PicturesAndClips
-from walt.denoiser.conditions import NullText, text_shape
-from walt.denoiser.packed import PackedDenoiser
+from walt.denoiser.conditions import NullText
+from walt.dense_or_packed import way_of
 from walt.parallel.distributed import fetch
 from walt.parallel.mesh import check_batch, make_mesh
 from walt.parallel.rules import activate
@@ -34,12 +32,11 @@ from walt.randomness import stream
 from walt.text.encoder import TextEncoder
 from walt.tokenizer.frozen import NO_TOKENIZER, FrozenTokenizer, Pixels
 from walt.training.checkpoints import claim_workdir, latest_step, save_ema
+from walt.training.compatibility import check_given
 from walt.training.conditions import to_latents
-from walt.training.denoiser_step import make_denoiser_step, make_validation_loss
 from walt.training.feed import Texts, process_batches
-from walt.training.latents import check_latents, encoded, latent_shape
+from walt.training.latents import encoded
 from walt.training.loop import fit
-from walt.training.packed_step import make_packed_step, make_packed_validation_loss
 from walt.training.profile import parse_steps
 from walt.training.state import State, create, step_jit
 
@@ -60,18 +57,17 @@ def train(config: Mapping[str, Any], workdir: str, profile: range = range(0)) ->
     schedule = build.schedule(config['schedule'])
     loss, conditioning = build.loss(config['loss'], schedule), build.conditioning(config['conditioning'], schedule)
     denoiser = build.denoiser(config['denoiser'], config['dtype'])
-    packed = isinstance(denoiser, PackedDenoiser)
-    build.packed_sampler(config['sampler']) if packed else build.sampler(config['sampler'])
-    if packed and config['cache_latents']:
+    way = way_of(denoiser)
+    way.sampler(config['sampler'])  # A run that could not be sampled is refused now.
+    if config['cache_latents'] and not way.keeps_latents:
         raise ValueError('cache_latents is on, but packed rows are made of what `python -m walt.encode` wrote')
     denoiser.check_shards(mesh.shape['context'])
     optimizer = build.optimizer(config['optimizer'], config['steps'])
-    make_step, make_held_out_loss, check = PACKED if packed else DENSE
-    step = make_step(denoiser, loss, optimizer, config['ema_decay'], conditioning, config['accumulation'])
+    step = way.make_step(denoiser, loss, optimizer, config['ema_decay'], conditioning, config['accumulation'])
     source, held_out = (build.source(config['data'], split) for split in ('train', 'validation'))
     text_encoder, null_text = text_of(config['text'], source)
     frozen, copy = find_tokenizer(config['tokenizer_dir'], workdir, mesh)
-    check(denoiser, frozen, source, null_text)
+    way.check(denoiser, frozen, source, null_text)
     check_given(denoiser, conditioning)
     key = jax.random.key(config['seed'])
     state, layout = create(
@@ -87,7 +83,7 @@ def train(config: Mapping[str, Any], workdir: str, profile: range = range(0)) ->
     claim_workdir(workdir, config)
     copy()
 
-    if config['cache_latents'] and not packed and not isinstance(source, Encoded):
+    if config['cache_latents'] and not isinstance(source, Encoded):
         once = functools.partial(
             encoded,
             f'{workdir}/latents',
@@ -103,8 +99,9 @@ def train(config: Mapping[str, Any], workdir: str, profile: range = range(0)) ->
         process_batches,
         mesh=mesh,
         batch_size=config['batch_size'],
-        keys=tuple(source[0]) if packed else batch_keys(denoiser, source),
-        **({'shuffle': False, 'repeat': False} if packed else {'seed': config['seed']}),  # rows have an order already
+        keys=way.keys(denoiser, source),
+        seed=config['seed'],
+        **way.order,
     )
     with_texts = Texts(text_encoder.encode) if text_encoder else dict
 
@@ -112,7 +109,7 @@ def train(config: Mapping[str, Any], workdir: str, profile: range = range(0)) ->
         return put_batch(mesh, with_texts(batch))
 
     step = jax.jit(step, **step_jit(layout))
-    held_out_loss = jax.jit(make_held_out_loss(denoiser, loss, conditioning))
+    held_out_loss = jax.jit(way.make_validation_loss(denoiser, loss, conditioning))
 
     def validate(state: State):
         """The same clips, times and noise at every call."""
@@ -169,83 +166,6 @@ def text_of(section: Mapping[str, Any], source) -> tuple[TextEncoder | None, Nul
         return None, None
     text_1SE, mask_1S = encoder.encode([''])
     return encoder, NullText(jnp.asarray(text_1SE[0], jnp.float32), jnp.asarray(mask_1S[0]))
-
-
-def batch_keys(denoiser, source) -> list[str]:
-    """What of the source's elements a batch has: all that the denoiser has a use for."""
-    element = source[0]
-    useful = {'z', 'low'} if 'z' in element else {'video', 'images'}
-    useful |= {'label'} if denoiser.classes else set()
-    if 'text' in denoiser.conditions:
-        useful |= {'text', 'text_mask'} if 'text' in element else {'caption'}
-    useful |= {f'images_{name}' for name in useful}
-    stacks = 'image' in denoiser.conditions
-    return [name for name in element if name in useful and (stacks or not name.startswith('images'))]
-
-
-def check_shapes(denoiser, frozen: FrozenTokenizer | Pixels, source, null_text: NullText | None) -> None:
-    """Raises `ValueError` if data, tokenizer, text encoder and denoiser do not fit each other."""
-    if isinstance(frozen, Pixels):
-        raise ValueError("tokenizer_dir is 'none', but only denoisers of packed rows take pixels")
-    element, shape = source[0], latent_shape(frozen, source)
-    if shape != tuple(denoiser.latent_shape):
-        raise ValueError(f'the data have latents of {shape}, denoiser.latent_shape is {denoiser.latent_shape}')
-    if denoiser.classes and denoiser.classes != source.num_classes:
-        raise ValueError(f'the data has {source.num_classes} classes, but denoiser.classes is {denoiser.classes}')
-    embedded = null_text.text_SE.shape if null_text else ()
-    if embedded != text_shape(denoiser):
-        raise ValueError(f'texts are embedded as {embedded}, denoiser.text_shape is {text_shape(denoiser)}')
-    pictures = 'images_z' if 'z' in element else 'images'
-    needed = ['label'] if denoiser.classes else []
-    needed += ['text' if 'text' in element else 'caption'] if 'text' in denoiser.conditions else []
-    needed += [pictures, *(f'images_{name}' for name in needed)] if 'image' in denoiser.conditions else []
-    needed += ['low'] if 'low' in denoiser.conditions and 'z' in element else []
-    missing = [name for name in needed if name not in element]
-    if missing:
-        raise ValueError(f'the denoiser needs {missing} of the data, whose elements have {sorted(element)}')
-    if 'image' in denoiser.conditions and element[pictures].shape[1] != shape[0]:
-        raise ValueError(f'stacks of {element[pictures].shape[1]} pictures beside clips of {shape[0]} latent frames')
-
-
-def check_packed(denoiser: PackedDenoiser, frozen: FrozenTokenizer | Pixels, source, null_text) -> None:
-    """Raises `ValueError` if packed data, tokenizer and denoiser do not fit each other, naming both values."""
-    if not isinstance(source, Packed):
-        raise ValueError(f"a denoiser of packed rows takes data named 'packed', not {type(source).__name__}")
-    if null_text is not None:
-        raise ValueError('config.text names a text encoder, but a denoiser of packed rows takes no texts')
-    there, of_pixels = source[0]['tokens'], source[0]['tokens'].dtype == np.uint8
-    pairs = {
-        'patch': (tuple(source.patch), denoiser.tile),
-        'length': (source.length, denoiser.length),
-        'most': (source.most, denoiser.most),
-        'numbers in a token': (there.shape[-1], denoiser.latent_shape[-1]),
-        'classes': (source.num_classes if denoiser.classes else 0, denoiser.classes),
-    }
-    changed = [
-        f'{name}: {here} of the data, {own} of the denoiser' for name, (here, own) in pairs.items() if here != own
-    ]
-    if changed:
-        raise ValueError('data and denoiser do not fit each other: ' + '; '.join(changed))
-    denoiser.check_extent(source.largest)
-    if of_pixels != isinstance(frozen, Pixels):
-        raise ValueError(
-            f"the data are {'pixels' if of_pixels else 'latents'}, and tokenizer_dir is 'none' for pixels alone; for "
-            'latents, which `python -m walt.encode` writes, it is the tokenizer that made them'
-        )
-    for latents in source.source.parts if isinstance(source.source, PicturesAndClips) else [source.source]:
-        if isinstance(latents, Encoded):
-            check_latents(latents, frozen)
-
-
-DENSE = make_denoiser_step, make_validation_loss, check_shapes
-PACKED = make_packed_step, make_packed_validation_loss, check_packed
-
-
-def check_given(denoiser, conditioning) -> None:
-    """Raises `ValueError` if all frames of a clip may be given, which leaves nothing to predict."""
-    most, frames = max(conditioning.given_frames), denoiser.latent_shape[0]
-    if 'frames' in denoiser.conditions and most >= frames:
-        raise ValueError(f'conditioning.given_frames go up to {most}, and a clip has {frames} latent frames')
 
 
 def main(_) -> None:

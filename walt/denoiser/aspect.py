@@ -8,19 +8,22 @@ A model trained on square latents goes on at 9:16 with windows that grew with th
                                  offset keeps its place relative to the window: the middle, offset 0, stays the middle
 
 Both by linear interpolation with the ends on the ends, so that equal extents are the identity. A DiT has neither kind.
+Packed rows hold clips of every format, and no parameter knows how long the rows are.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from walt.denoiser.conditions import Denoiser
+from walt.denoiser.packed import PackedDenoiser
 from walt.nn.conv import Triple
 
-# What may differ: the frame's extents, and what no parameter depends on.
-_FREE = {'latent_shape', 'spatial_window', 'spatiotemporal_window', 'skip_images', 'remat', 'dtype', 'parent', 'name'}
+# What may differ: what no parameter depends on, and the frame's extents.
+_FREE = {'skip_images', 'remat', 'dtype', 'parent', 'name'}
+_EXTENTS = {'latent_shape', 'spatial_window', 'spatiotemporal_window'}
 
 
 def change_aspect(params: Any, source: Denoiser, target: Denoiser) -> Any:
@@ -29,13 +32,7 @@ def change_aspect(params: Any, source: Denoiser, target: Denoiser) -> Any:
     Raises:
         ValueError: if the two differ in anything else than extents and windows, naming each field with both values.
     """
-    changed = differences(source, target, _FREE)
-    for axis, extent in {0: 'frames', 3: 'channels'}.items():
-        if source.latent_shape[axis] != target.latent_shape[axis]:
-            changed.append(f'latent {extent}: {source.latent_shape[axis]} there, {target.latent_shape[axis]} here')
-    if changed:
-        raise ValueError('the denoiser to start from does not fit: ' + '; '.join(changed))
-
+    _check(source, target, _EXTENTS, {'frames': 0, 'channels': 3})
     params = dict(params)
     if 'position' in params:
         space_HWD = params['position']['space']
@@ -48,16 +45,26 @@ def change_aspect(params: Any, source: Denoiser, target: Denoiser) -> Any:
     return params | {'blocks': blocks}
 
 
-def differences(source: Denoiser, target: Denoiser, free: Collection[str]) -> list[str]:
-    """The fields in which the denoiser to start from and another of its kind differ, each with both values; those in
-    `free` may. Raises `ValueError` if they are of two kinds."""
+def change_rows(params: Any, source: Denoiser, target: PackedDenoiser) -> Any:
+    """Parameters of `source` as parameters of `target`, a denoiser of rows of another length or of other windows: all
+    of them serve as they are. Errors as `change_aspect`."""
+    of_rows = {'length', 'most'}
+    if isinstance(source, PackedDenoiser) and len(source.layers) == len(target.layers):
+        of_rows |= {'layers'}
+    _check(source, target, of_rows)
+    return params
+
+
+def _check(source: Denoiser, target: Denoiser, extents: Collection[str], axes: Mapping[str, int] = {}) -> None:
+    """`extents` are fields that may differ too, but not the entries of `latent_shape` that `axes` names."""
     if type(source) is not type(target):
         raise ValueError(f'the denoiser to start from is a {type(source).__name__}, this one a {type(target).__name__}')
-    return [
-        f'{name}: {getattr(source, name)!r} there, {getattr(target, name)!r} here'
-        for name in source.__dataclass_fields__
-        if name not in free and getattr(source, name) != getattr(target, name)
-    ]
+    fields = [name for name in source.__dataclass_fields__ if name not in _FREE | set(extents)]
+    pairs = {name: (getattr(source, name), getattr(target, name)) for name in fields}
+    pairs |= {f'latent {name}': (source.latent_shape[axis], target.latent_shape[axis]) for name, axis in axes.items()}
+    changed = [f'{name}: {there!r} there, {here!r} here' for name, (there, here) in pairs.items() if there != here]
+    if changed:
+        raise ValueError('the denoiser to start from does not fit: ' + '; '.join(changed))
 
 
 def resize(x, shape: tuple[int, ...]):
