@@ -111,7 +111,7 @@ def test_latents_of_many_sizes_are_encoded_trained_on_and_decoded(trained, tmp_p
 
 @pytest.fixture(scope='module')
 def guide(tmp_path_factory):
-    """`workdir` of a classifier of noised rows of two steps, `config`. Its rows are longer than those that it guides."""
+    """`workdir` of a classifier of noised rows of two steps, `config`; its rows are longer than those it guides."""
     folder, config = tmp_path_factory.mktemp('guide') / 'run', navit_classifier.get_config('smoke').to_dict()
     config |= {'batch_size': 2, 'steps': 2, 'noising': tiny_config()['schedule']}
     config['data'] |= {'length': 256, 'most': 6}
@@ -141,7 +141,7 @@ def test_a_classifier_guides_and_the_record_says_so(run, guide, tmp_path):
         (
             'noising',
             {'name': 'none'},
-            "a classifier of noised clips guides, and noising of this one is {'name': 'none'}",
+            "of noised clips guides, and noising of this one is {'name': 'none'}",
         ),
         (
             'noising',
