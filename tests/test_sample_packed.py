@@ -165,3 +165,14 @@ def test_a_classifier_that_does_not_fit_is_refused_with_both_values(guide, secti
 def test_what_is_no_classifier_does_not_guide(run):
     with pytest.raises(ValueError, match='no run of a classifier: its configuration has'):
         restore.packed_stage(str(run.workdir), make_mesh(), classifier_workdir=str(run.workdir), classifier_guidance=1)
+
+
+def test_samples_that_a_classifier_guides_are_measured(run, guide, tmp_path):
+    argv = [f'--judge={guide.workdir}', f'--classifier={guide.workdir}', '--classifier_guidance=2', '--guidance=0']
+    sizes = ['--shapes=1x16x16', '--samples=1', '--held_out=4', '--batch_size=10']
+    run_here('evaluate', f'--workdir={run.workdir}', f'--out={tmp_path}/out.json', *argv, *sizes)
+    result = json.loads((tmp_path / 'out.json').read_text())
+    assert len(result['samples']['1x16x16']['clips_by_class']) == 10
+    assert result['protocol']['sampler']['guidance'] == 0 and result['protocol']['classifier_guidance'] == 2
+    with pytest.raises(ValueError, match=r'a classifier guides samples of packed rows, and .* makes none'):
+        run_here('evaluate', f'--workdir={guide.workdir}', '--classifier_guidance=2')
