@@ -162,6 +162,10 @@ def test_a_classifier_that_does_not_fit_is_refused_with_both_values(guide, secti
         restore.check_guide(config, tiny_config())
 
 
+def test_the_configuration_that_guides_fits_the_one_that_is_guided():
+    restore.check_guide(navit_classifier.get_config('noised').to_dict(), digits_packed.get_config().to_dict())
+
+
 def test_what_is_no_classifier_does_not_guide(run):
     with pytest.raises(ValueError, match='no run of a classifier: its configuration has'):
         restore.packed_stage(str(run.workdir), make_mesh(), classifier_workdir=str(run.workdir), classifier_guidance=1)
