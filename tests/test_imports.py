@@ -19,7 +19,7 @@ ALLOWED = {
     'tokenizer': {'nn', 'precision'},
     'denoiser': {'nn', 'precision', 'tokens'},
     'navit': {'denoiser', 'nn', 'precision', 'tokens'},
-    'diffusion': {'randomness'},
+    'diffusion': {'randomness', 'tokens'},
     'planning': set(),
     'data': {'tokens'},
     'features': {'weights'},
