@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tiny import binary, run_here
 
-from configs import digits_packed
+from configs import digits_packed, navit_classifier
 from walt import build, restore
 from walt.parallel.mesh import make_mesh
 
@@ -107,3 +107,72 @@ def test_latents_of_many_sizes_are_encoded_trained_on_and_decoded(trained, tmp_p
     stage, _, step = restore.packed_stage(workdir, make_mesh())
     clips = stage.clips([(1, 12, 20), (5, 8, 8)], [1, 2], seed=0, rows=1)
     assert step == 2 and [clip.shape for clip in clips] == [(1, 12, 20, 3), (5, 8, 8, 3)]
+
+
+@pytest.fixture(scope='module')
+def guide(tmp_path_factory):
+    """`workdir` of a classifier of noised rows of two steps, `config`; its rows are longer than those it guides."""
+    folder, config = tmp_path_factory.mktemp('guide') / 'run', navit_classifier.get_config('smoke').to_dict()
+    config |= {'batch_size': 2, 'steps': 2, 'noising': tiny_config()['schedule']}
+    config['data'] |= {'length': 256, 'most': 6}
+    binary('train_classifier').train(config, str(folder))
+    return SimpleNamespace(workdir=folder, config=config)
+
+
+def test_a_classifier_guides_and_the_record_says_so(run, guide, tmp_path):
+    argv = [f'--workdir={run.workdir}', '--shapes=1x16x16', '--labels=3', '--rows=1', '--guidance=0']
+    by = [f'--classifier={guide.workdir}', '--classifier_guidance=1e4']
+    for name, more in {'plain': [], 'guided': by}.items():
+        run_here('sample_packed', *argv, f'--out={tmp_path / name}', *more)
+    plain, guided = (np.asarray(Image.open(tmp_path / name / '1x16x16.png'), int) for name in ('plain', 'guided'))
+    assert np.abs(plain - guided).max() > 1
+    record = json.loads((tmp_path / 'guided' / 'samples.json').read_text())
+    assert (record['classifier_workdir'], record['classifier_guidance']) == (str(guide.workdir), 1e4)
+    with pytest.raises(ValueError, match=r'classifier_guidance is 2\.0, and there is no classifier'):
+        run_here('sample_packed', *argv, f'--out={tmp_path}', '--classifier_guidance=2')
+
+
+@pytest.mark.parametrize(
+    ('section', 'changes', 'told'),
+    [
+        ('classifier', {'classes': 7}, 'classes: 7 of the classifier, 10 of the denoiser'),
+        ('classifier', {'patch': (1, 2, 4)}, r'patch: \(1, 2, 4\) of the classifier, \(1, 4, 4\) of the denoiser'),
+        ('classifier', {'channels': 1}, 'channels: 1 of the classifier, 3 of the denoiser'),
+        (
+            'noising',
+            {'name': 'none'},
+            "of noised clips guides, and noising of this one is {'name': 'none'}",
+        ),
+        (
+            'noising',
+            {'name': 'discrete_linear', 'steps': 500},
+            r'schedule: DiscreteLinear\(steps=500.* of the classifier, DiscreteLinear\(steps=1000.* of the denoiser',
+        ),
+        ('data', {'source': {'name': 'encoded', 'root': 'x'}}, 'clips: latents of the classifier, pixels of'),
+        (
+            'classifier',
+            {'positions': 'learned'},
+            r'clips of up to \(128, 128, 128\) tokens, but positions of the classifier are learned for \(1, 24, 24\)',
+        ),
+    ],
+)
+def test_a_classifier_that_does_not_fit_is_refused_with_both_values(guide, section, changes, told):
+    config = guide.config | {section: guide.config[section] | changes if section != 'noising' else changes}
+    with pytest.raises(ValueError, match=told):
+        restore.check_guide(config, tiny_config())
+
+
+def test_what_is_no_classifier_does_not_guide(run):
+    with pytest.raises(ValueError, match='no run of a classifier: its configuration has'):
+        restore.packed_stage(str(run.workdir), make_mesh(), classifier_workdir=str(run.workdir), classifier_guidance=1)
+
+
+def test_samples_that_a_classifier_guides_are_measured(run, guide, tmp_path):
+    argv = [f'--judge={guide.workdir}', f'--classifier={guide.workdir}', '--classifier_guidance=2', '--guidance=0']
+    sizes = ['--shapes=1x16x16', '--samples=1', '--held_out=4', '--batch_size=10']
+    run_here('evaluate', f'--workdir={run.workdir}', f'--out={tmp_path}/out.json', *argv, *sizes)
+    result = json.loads((tmp_path / 'out.json').read_text())
+    assert len(result['samples']['1x16x16']['clips_by_class']) == 10
+    assert result['protocol']['sampler']['guidance'] == 0 and result['protocol']['classifier_guidance'] == 2
+    with pytest.raises(ValueError, match=r'a classifier guides samples of packed rows, and .* makes none'):
+        run_here('evaluate', f'--workdir={guide.workdir}', '--classifier_guidance=2')

@@ -43,6 +43,10 @@ SAMPLES = flags.DEFINE_integer('samples', 20, 'Samples of each class.', 1)
 SEED = flags.DEFINE_integer('seed', 1, 'Seed of the samples.')
 BATCH_SIZE = flags.DEFINE_integer('batch_size', 20, 'Clips encoded or sampled together.', 1)
 GUIDANCE = flags.DEFINE_float('guidance', None, "Guidance scale; the configuration's by default.")
+CLASSIFIER = flags.DEFINE_string(
+    'classifier', None, 'Folder of a classifier of noised rows; guides samples of packed rows.'
+)
+CLASSIFIER_GUIDANCE = flags.DEFINE_float('classifier_guidance', 0.0, 'Scale of the guidance by it; 0 is none.')
 PERCEPTUAL = flags.DEFINE_list(
     'perceptual', ['squeezenet'], f'Networks for the distance of reconstructions: some of {sorted(build.PERCEPTUAL)}.'
 )
@@ -63,6 +67,8 @@ def evaluate(workdir: str) -> dict[str, Any]:
         measure = of_packed_denoiser
     else:
         measure = of_denoiser if 'denoiser' in config else of_tokenizer
+    if (CLASSIFIER.value or CLASSIFIER_GUIDANCE.value) and measure is not of_packed_denoiser:
+        raise ValueError(f'a classifier guides samples of packed rows, and {workdir} makes none')
     data = build.clips_section(config['data'])
     figures, protocol = measure(workdir, data, mesh)
     return figures | {'protocol': {'data': data, 'device': jax.devices()[0].device_kind} | protocol}
@@ -127,7 +133,8 @@ def of_packed_denoiser(workdir: str, data: Mapping[str, Any], mesh: Mesh) -> Mea
         raise ValueError(
             'samples of packed rows have any shape: name some with --shapes, and a classifier with --judge'
         )
-    stage, config, step = restore.packed_stage(workdir, mesh, sampling=sampling())
+    guide = {'classifier_workdir': CLASSIFIER.value, 'classifier_guidance': CLASSIFIER_GUIDANCE.value}
+    stage, config, step = restore.packed_stage(workdir, mesh, sampling=sampling(), **guide)
     judge, _, judge_step = restore.packed_judge(JUDGE.value, mesh)
     if judge.classes != stage.denoiser.classes:
         raise ValueError(f'the judge knows {judge.classes} classes, the denoiser {stage.denoiser.classes}')
@@ -143,6 +150,7 @@ def of_packed_denoiser(workdir: str, data: Mapping[str, Any], mesh: Mesh) -> Mea
         'samples_of_each_class': SAMPLES.value,
         'seed': SEED.value,
         'sampler': build.other_sampler(config['sampler'], sampling()),
+        **guide,
     }
 
 

@@ -195,11 +195,17 @@ def packed_stage(
     step: int | None = None,
     sampling: Mapping[str, Any] | None = None,
     decay: float | None = None,
+    classifier_workdir: str | None = None,
+    classifier_guidance: float = 0.0,
 ) -> tuple[PackedStage, dict[str, Any], int]:
     """As `stage`, for a denoiser of packed rows.
 
+    Args:
+        classifier_workdir: of a classifier of noised rows to guide by, with the scale `classifier_guidance`.
+
     Raises:
-        ValueError: if the run is of another denoiser; if the sampler has a key that packed rows have no use for.
+        ValueError: if the run is of another denoiser; if the sampler has a key that packed rows have no use for; as
+            `check_guide` and `PackedStage`.
     """
     restored, module, config, step = denoiser(workdir, mesh, step, decay)
     if not isinstance(module, PackedDenoiser):
@@ -208,6 +214,10 @@ def packed_stage(
     noise = build.schedule(config['schedule'])
     objective = build.loss(config['loss'], noise)
     sampler = build.packed_sampler(build.other_sampler(config['sampler'], sampling or {}))
+    guide = None
+    if classifier_workdir:
+        check_guide(saved_config(classifier_workdir), config)
+        guide = jax.tree_util.Partial(Classifier.log_prob_of_rows, classifier(classifier_workdir, mesh)[0])
     restored_stage = PackedStage(
         denoiser=module,
         params=restored['params'],
@@ -216,9 +226,46 @@ def packed_stage(
         parametrisation=objective.parametrisation,
         self_conditioning=objective.self_conditioning > 0,
         mesh=mesh,
+        classifier=guide,
+        classifier_guidance=classifier_guidance,
         **sampler,
     )
     return restored_stage, config, step
+
+
+def check_guide(config: Mapping[str, Any], denoiser_config: Mapping[str, Any]) -> None:
+    """Raises `ValueError` if the run of a classifier cannot guide that of a denoiser of packed rows, naming all that
+    differs with both values. How long rows are, and how many clips they hold, is the denoiser's business alone."""
+    if 'classifier' not in config:
+        raise ValueError(f'what is to guide is no run of a classifier: its configuration has {sorted(config)}')
+    guide, guided = build.classifier(config), build.denoiser(denoiser_config['denoiser'], denoiser_config['dtype'])
+    if not guide.timed:
+        raise ValueError(f'a classifier of noised clips guides, and noising of this one is {dict(config["noising"])}')
+    of_pixels = (
+        build.clips_section(config['data'])['name'] != 'encoded',
+        denoiser_config['tokenizer_dir'] == NO_TOKENIZER,
+    )
+    pairs = {
+        'clips': tuple('pixels' if pixels else 'latents' for pixels in of_pixels),
+        'classes': (guide.classes, guided.classes),
+        'patch': (tuple(guide.patch), tuple(guided.tile)),
+        'channels': (guide.channels, guided.channels),
+        'schedule': (build.noising(config['noising']), build.schedule(denoiser_config['schedule'])),
+    }
+    changed = [
+        f'{name}: {own} of the classifier, {other} of the denoiser'
+        for name, (own, other) in pairs.items()
+        if own != other
+    ]
+    if changed:
+        raise ValueError('classifier and denoiser do not fit each other: ' + '; '.join(changed))
+    largest = guided.extent if guided.position == 'learned' and not guided.fractional else (guided.length,) * 3
+    learned = guide.positions == 'learned' and not guide.fractional
+    if learned and any(most > known for most, known in zip(largest, guide.extent)):
+        raise ValueError(
+            f'the denoiser makes clips of up to {tuple(largest)} tokens, but positions of the classifier are learned '
+            f'for {tuple(guide.extent)}'
+        )
 
 
 def _weak(workdir: str, mesh: Mesh, module: Denoiser, objective: DenoisingLoss) -> Weak:

@@ -7,6 +7,9 @@ same seed gives the same clips, whatever the number of rows sampled together.
 
 Writes, into `--out` (default: `samples` in the workdir), a png or mp4 for every clip, for each shape the contact sheet
 `SHAPE.png` with a line for each label, and `samples.json`, which says how they were made.
+
+`--classifier=runs/noised --classifier_guidance=2` guides by a classifier of noised rows (`walt.train_classifier` with
+`noising`), beside classifier-free guidance or, with `--guidance=0`, in place of it.
 """
 
 import json
@@ -34,6 +37,8 @@ SEED = flags.DEFINE_integer('seed', 0, 'Seed of the noise.')
 SAMPLER = flags.DEFINE_enum('sampler', None, sorted(build.STEPPERS), "Sampler; the configuration's by default.")
 STEPS = flags.DEFINE_integer('steps', None, "Sampler steps; the configuration's by default.", lower_bound=1)
 GUIDANCE = flags.DEFINE_float('guidance', None, "Guidance scale, 1 is none; the configuration's by default.")
+CLASSIFIER = flags.DEFINE_string('classifier', None, 'Folder of the run of a classifier of noised rows to guide by.')
+CLASSIFIER_GUIDANCE = flags.DEFINE_float('classifier_guidance', 0.0, 'Scale of the guidance by it; 0 is none.')
 DECAY = flags.DEFINE_float('decay', None, 'Which average of the parameters, of a run that kept several; the first.')
 ROWS = flags.DEFINE_integer('rows', 8, 'Rows sampled together.', lower_bound=1)
 FPS = flags.DEFINE_float('fps', 8, 'Frames a second of the files.')
@@ -44,7 +49,8 @@ def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     asked = {'name': SAMPLER.value, 'steps': STEPS.value, 'guidance': GUIDANCE.value}
     sampling = {key: value for key, value in asked.items() if value is not None}
-    stage, config, step = restore.packed_stage(WORKDIR.value, make_mesh(), STEP.value, sampling, DECAY.value)
+    guide = {'classifier_workdir': CLASSIFIER.value, 'classifier_guidance': CLASSIFIER_GUIDANCE.value}
+    stage, config, step = restore.packed_stage(WORKDIR.value, make_mesh(), STEP.value, sampling, DECAY.value, **guide)
     classes = [int(label) for label in LABELS.value or range(stage.denoiser.classes)] or [-1]
     wanted = [read_shape(text) for text in SHAPES.value]
     shapes = [shape for shape in wanted for _ in classes for _ in range(NUM.value)]
@@ -77,6 +83,7 @@ def main(_) -> None:
             'shapes': SHAPES.value,
             'labels': classes,
             'sampler': build.other_sampler(config['sampler'], sampling),
+            **guide,
             'rows': count,
             'seconds': round(seconds, 3),  # with compilation
             'device': jax.devices()[0].device_kind,

@@ -50,7 +50,8 @@ Null = Callable[[Cond], Cond]
 """Replaces the conditions to guide by by their null (label -> null class), in the same tree."""
 
 LogProb = Callable[[jax.Array, jax.Array, Cond], jax.Array]
-"""log_prob(z, t_B, cond) -> (B,), log p(y | z_t) of the y in `cond`, such as its label; each row by itself."""
+"""log_prob(z, t_B, cond) -> (B,), log p(y | z_t) of the y in `cond`, such as its label; each row by itself. Where rows
+are the tokens of clips it is log p of the clips, as many as there are, each from its own tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +192,13 @@ def by_classifier(
         return prediction.at[..., : z.shape[-1]].add(target(parametrisation, z0, eps, alpha_B, sigma_B))
 
     return guided
+
+
+def check_classifier(classifier: object | None, scale: Scale) -> None:
+    """Raises `ValueError` if there is a classifier and no guidance by it, or guidance by none."""
+    if (classifier is None) != (scale == 0):
+        there = 'no' if classifier is None else 'a'
+        raise ValueError(f'classifier_guidance is {scale}, and there is {there} classifier')
 
 
 def of_estimate(

@@ -4,12 +4,13 @@
 
 A clip is made by (seed, its place in the request) alone: its noise, that of steppers that draw, and what they start
 from belong to its tokens, and the network lets no clip see another. So neither its neighbours nor the number of rows
-change it. For guidance and stepper each token is an example of its own.
+change it. For guidance and stepper each token is an example of its own. A classifier is asked about clips: its gradient
+in a token is that of log p of the clip that the token is of, at the time of that clip.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,8 +21,8 @@ from jax.sharding import Mesh
 from walt import tokens
 from walt.data.row_plan import RowPlan
 from walt.denoiser.conditions import bound, without
-from walt.denoiser.packed import PackedDenoiser
-from walt.diffusion.guidance import Scale, by_condition
+from walt.denoiser.packed import PackedDenoiser, time_of_clips
+from walt.diffusion.guidance import Scale, by_classifier, by_condition, check_classifier
 from walt.diffusion.packed_loss import token_keys, token_noise
 from walt.diffusion.prediction import Parametrisation
 from walt.diffusion.sampler import sample
@@ -35,6 +36,9 @@ from walt.tokenizer.frozen import FrozenTokenizer, Pixels
 
 Shape = tuple[int, int, int]
 """(frames, height, width) of a clip, in pixels."""
+
+RowsLogProb = Callable[[Mapping[str, jax.Array], jax.Array], jax.Array]
+"""(rows of `walt.tokens` with `label`, t_BE) -> (B, E), log p(label | z_t) of every clip, 0 where none is asked for."""
 
 # Rows that may be open at a time while clips are given to them; there is no order to keep.
 _OPEN_ROWS = 64
@@ -59,6 +63,12 @@ class PackedStage:
         stepper, steps, guidance: the sampler; guidance 1 is none.
         mesh: the devices that share the rows.
         last_time: of the last pass, as `walt.diffusion.sampler.sample` takes it.
+        classifier, classifier_guidance: towards the labels, by the gradient of a classifier of noised rows
+            (`walt.diffusion.guidance.by_classifier`), added to `guidance`, which is 0 to guide by it alone; 0 is none.
+            A pytree (`jax.tree_util.Partial`): its parameters are an argument of what is compiled.
+
+    Raises:
+        ValueError: if there is a classifier and no guidance by it, or guidance by none.
     """
 
     denoiser: PackedDenoiser
@@ -72,6 +82,11 @@ class PackedStage:
     guidance: Scale
     mesh: Mesh
     last_time: float | None = None
+    classifier: RowsLogProb | None = None
+    classifier_guidance: Scale = 0.0
+
+    def __post_init__(self):
+        check_classifier(self.classifier, self.classifier_guidance)
 
     def grid(self, shape: Shape) -> Shape:
         """A clip in pixels -> its grid in tokens.
@@ -134,13 +149,15 @@ class PackedStage:
         """Samples the tokens of packed rows, (B, L, C); `index` says the clips' numbers."""
         with activate(self.mesh):
             key = jax.random.key(seed)
-            return np.asarray(self._sample(self.params, put_batch(self.mesh, rows), key))
+            return np.asarray(self._sample(self.params, put_batch(self.mesh, rows), key, self.classifier))
 
     @functools.cached_property
     def _sample(self):
         return jax.jit(self.sample_latents)
 
-    def sample_latents(self, params, rows: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+    def sample_latents(
+        self, params, rows: dict[str, jax.Array], key: jax.Array, classifier: RowsLogProb | None = None
+    ) -> jax.Array:
         """What `latents` compiles."""
         denoiser, (length, channels) = self.denoiser, self.denoiser.latent_shape
         cond = {name: rows[name] for name in denoiser.conditions if name != 'estimate'}
@@ -153,19 +170,25 @@ class PackedStage:
             of_rows = cond | {'estimate': cond['estimate'].reshape(-1, length, channels)}
             return network(z_XC.reshape(-1, length, channels), t_X.reshape(-1, length), of_rows).reshape(len(z_XC), -1)
 
+        def log_prob(z_XC, t_X, cond):
+            t_BE = time_of_clips(t_X.reshape(-1, length), cond['segment'], denoiser.most)
+            return classifier(cond | {'tokens': z_XC.reshape(-1, length, channels)}, t_BE)
+
         null = functools.partial(without, parts=('label',), classes=denoiser.classes)
+        guided = by_condition(denoise, [(self.guidance, null)])
+        told = {'schedule': self.schedule, 'parametrisation': self.parametrisation}
+        guided = by_classifier(guided, log_prob, self.classifier_guidance, **told)
         noise = token_noise(key_BL, rows['segment'], channels)
         z_XC = sample(
-            by_condition(denoise, [(self.guidance, null)]),
+            guided,
             noise.reshape(-1, channels),
             cond,
-            schedule=self.schedule,
             stepper=self.stepper,
             steps=self.steps,
             key_B=key_BL.reshape(-1),
             self_conditioning=self.self_conditioning,
-            parametrisation=self.parametrisation,
             last_time=self.last_time,
+            **told,
         )
         return jnp.where(rows['segment'][..., None] > 0, z_XC.reshape(noise.shape), 0)
 

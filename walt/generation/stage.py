@@ -23,7 +23,7 @@ from walt.denoiser.conditions import (
     given_frames,
     without,
 )
-from walt.diffusion.guidance import LogProb, Scale, autoguidance, by_classifier, by_condition
+from walt.diffusion.guidance import LogProb, Scale, autoguidance, by_classifier, by_condition, check_classifier
 from walt.diffusion.prediction import Denoise, Parametrisation
 from walt.diffusion.sampler import draw_noise, sample
 from walt.diffusion.schedules import Schedule, corrupt
@@ -95,9 +95,7 @@ class Stage:
 
     def __post_init__(self):
         check_self_conditioning(self.denoiser, self.self_conditioning)
-        if (self.classifier is None) != (self.classifier_guidance == 0):
-            does = 'no' if self.classifier is None else 'a'
-            raise ValueError(f'classifier_guidance is {self.classifier_guidance}, and there is {does} classifier')
+        check_classifier(self.classifier, self.classifier_guidance)
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:

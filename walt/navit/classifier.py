@@ -46,20 +46,35 @@ class Classifier:
         Raises:
             ValueError: if the classifier was not trained on noised inputs, or patches do not tile the clips.
         """
+        return self.log_prob_of_rows(self._rows(z_BTHWC, cond), t_B[:, None])[:, 0]
+
+    def log_prob_of_rows(self, rows, t_BE):
+        """log p(label | z_t, t) of every clip of packed rows, (B, E), 0 where there is none (`RowsLogProb`).
+
+        Args:
+            rows: of `walt.tokens`, `tokens` being noised, with `label`, (B, E), as `cond` of `log_prob`.
+            t_BE: the diffusion times of the clips.
+
+        Raises:
+            ValueError: as `log_prob`.
+        """
         if not self.module.timed:
             raise ValueError('a classifier of clean clips does not know noised ones: train one with `noising`')
-        return self._log_prob(z_BTHWC, t_B[:, None], cond['label'])
+        return self._log_prob(rows, t_BE)
 
     def log_prob_of_clean(self, z_BTHWC, cond):
         """log p(label | z_0), (B,), of clean clips; what `diffusion.guidance.of_estimate` asks for. Arguments as
         `log_prob`."""
-        return self._log_prob(z_BTHWC, None, cond['label'])
+        return self._log_prob(self._rows(z_BTHWC, cond), None)[:, 0]
 
-    def _log_prob(self, z_BTHWC, t_B1, label_B):
-        log_BC = jax.nn.log_softmax(self.logits(rows_of_clips(z_BTHWC, self.module.patch), t_B1)[:, 0])
-        known_B = label_B < self.module.classes
-        log_B = jnp.take_along_axis(log_BC, jnp.where(known_B, label_B, 0)[:, None], axis=1)[:, 0]
-        return jnp.where(known_B, log_B, 0)
+    def _rows(self, z_BTHWC, cond):
+        return rows_of_clips(z_BTHWC, self.module.patch) | {'label': cond['label'][:, None]}
+
+    def _log_prob(self, rows, t_BE):
+        log_BEC = jax.nn.log_softmax(self.logits(rows, t_BE))
+        known_BE = rows['size'].all(-1) & (rows['label'] < self.module.classes)
+        label_BE1 = jnp.where(known_BE, rows['label'], 0)[..., None]
+        return jnp.where(known_BE, jnp.take_along_axis(log_BEC, label_BE1, axis=-1)[..., 0], 0)
 
 
 def rows_of_clips(z_BTHWC, patch: Triple) -> dict[str, jax.Array]:
