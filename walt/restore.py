@@ -213,22 +213,20 @@ def packed_stage(
     pixels = config['tokenizer_dir'] == NO_TOKENIZER
     noise = build.schedule(config['schedule'])
     objective = build.loss(config['loss'], noise)
-    sampler = build.packed_sampler(build.other_sampler(config['sampler'], sampling or {}))
     guide = None
     if classifier_workdir:
         check_guide(saved_config(classifier_workdir), config)
         guide = jax.tree_util.Partial(Classifier.log_prob_of_rows, classifier(classifier_workdir, mesh)[0])
-    restored_stage = PackedStage(
-        denoiser=module,
-        params=restored['params'],
-        frozen=Pixels() if pixels else tokenizer(own_tokenizer(workdir), mesh)[0],
-        schedule=noise,
-        parametrisation=objective.parametrisation,
-        self_conditioning=objective.self_conditioning > 0,
-        mesh=mesh,
+    restored_stage = stage_of(
+        module,
+        restored['params'],
+        Pixels() if pixels else tokenizer(own_tokenizer(workdir), mesh)[0],
+        noise,
+        objective,
+        build.other_sampler(config['sampler'], sampling or {}),
+        mesh,
         classifier=guide,
         classifier_guidance=classifier_guidance,
-        **sampler,
     )
     return restored_stage, config, step
 
