@@ -19,7 +19,7 @@ from walt.data.moving_digits import MovingDigits
 from walt.data.video_io import write_mp4
 from walt.denoiser.conditions import text_shape
 from walt.denoiser.walt import Walt
-from walt.dense_or_packed import way_of
+from walt.dense_or_packed import stage_of, way_of
 from walt.diffusion.guidance import Interval, PowerCosine
 from walt.diffusion.loss import DenoisingLoss
 from walt.diffusion.schedules import ContinuousLinear, Cosine, DiscreteLinear, RectifiedFlow
@@ -139,7 +139,7 @@ def test_every_config_builds_its_objects_and_its_smoke_mode_takes_a_step_in_shap
         assert brought or denoiser.classes in (0, source.num_classes)
         packed = config['denoiser']['name'] == 'packed'
         way = way_of(denoiser)
-        schedule, sampler = build.schedule(config['schedule']), way.sampler(config['sampler'])
+        schedule = build.schedule(config['schedule'])
         loss, conditioning = build.loss(config['loss'], schedule), build.conditioning(config['conditioning'], schedule)
         whole_step = way.make_step(denoiser, loss, optimizer, config['ema_decay'], conditioning)
         null_text = build.abstract_null_text(denoiser)
@@ -156,8 +156,7 @@ def test_every_config_builds_its_objects_and_its_smoke_mode_takes_a_step_in_shap
         def step(state, batch, key):
             return whole_step(state, None, batch, key)
 
-        rest = {'parametrisation': loss.parametrisation, 'self_conditioning': loss.self_conditioning > 0}
-        stage = way.stage(denoiser, None, None, schedule, mesh=make_mesh(), **rest, **sampler)
+        stage = stage_of(denoiser, None, None, schedule, loss, config['sampler'], make_mesh())
         batch = latent_batch(denoiser, config['batch_size'], config['data'].get('stacks', 1)) if not packed else None
         if packed:
             tokens = jax.ShapeDtypeStruct((config['batch_size'], *denoiser.latent_shape), jnp.float32)

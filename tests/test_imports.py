@@ -19,7 +19,7 @@ ALLOWED = {
     'tokenizer': {'nn', 'precision'},
     'denoiser': {'nn', 'precision', 'tokens'},
     'navit': {'denoiser', 'nn', 'precision', 'tokens'},
-    'diffusion': {'randomness'},
+    'diffusion': {'randomness', 'tokens'},
     'planning': set(),
     'data': {'tokens'},
     'features': {'weights'},
@@ -30,11 +30,12 @@ ALLOWED = {
     'training': {'data', 'diffusion', 'tokenizer', 'denoiser', 'navit', 'parallel', 'randomness', 'tokens'},
 }
 BUILD = {'build': set(ALLOWED) - {''}, 'processes': {'parallel'}}
-BUILD['dense_or_packed'] = {'build', 'denoiser', 'generation', 'training'}
+BUILD['dense_or_packed'] = {'build', 'denoiser', 'diffusion', 'generation', 'tokenizer', 'training'}
 BUILD['restore'] = set(ALLOWED) - {''} | {'build', 'dense_or_packed'}
 # A plan, part upon part: what a configuration runs, what that costs by its shapes, and compiled for other machines.
 BUILD['batches'] = {'build', 'denoiser', 'navit'}
-BUILD['tasks'] = {'batches', 'build', 'denoiser', 'generation', 'navit', 'parallel', 'tokenizer', 'training'}
+BUILD['tasks'] = {'batches', 'build', 'dense_or_packed'}
+BUILD['tasks'] |= {'denoiser', 'generation', 'navit', 'parallel', 'tokenizer', 'training'}
 BUILD['costs'] = {'parallel', 'planning', 'tasks'}
 BUILD['pods'] = {'build', 'costs', 'parallel', 'planning', 'tasks'}
 # Programs may import everything, `build`, `restore` and `processes` among it; but no other program.

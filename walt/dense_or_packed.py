@@ -1,4 +1,4 @@
-"""What is done in one way for clips of one size and in another for packed rows. Programs ask nowhere else which it is.
+"""What is done in one way for clips of one size and in another for packed rows.
 
 DENSE     a row of a batch is a clip          `Walt`, `Dit`
 PACKED    a row holds clips of any size       `PackedDenoiser`
@@ -8,12 +8,17 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jax.sharding import AbstractMesh, Mesh
+
 from walt import build
 from walt.denoiser.aspect import change_aspect, change_rows
 from walt.denoiser.conditions import Denoiser
 from walt.denoiser.packed import PackedDenoiser
+from walt.diffusion.loss import DenoisingLoss
+from walt.diffusion.schedules import Schedule
 from walt.generation.packed_stage import PackedStage
 from walt.generation.stage import Stage
+from walt.tokenizer.frozen import FrozenTokenizer, Pixels
 from walt.training.compatibility import check_dense, check_packed, dense_keys, packed_keys
 from walt.training.denoiser_step import make_denoiser_step, make_validation_loss
 from walt.training.packed_step import make_packed_step, make_packed_validation_loss
@@ -70,3 +75,28 @@ PACKED = Way(
 
 def way_of(denoiser: Denoiser | PackedDenoiser) -> Way:
     return PACKED if isinstance(denoiser, PackedDenoiser) else DENSE
+
+
+def stage_of(
+    denoiser: Denoiser | PackedDenoiser,
+    params: Any,
+    frozen: FrozenTokenizer | Pixels | None,
+    schedule: Schedule,
+    loss: DenoisingLoss,
+    sampler: Mapping[str, Any],
+    mesh: AbstractMesh | Mesh,
+    **more: Any,
+) -> Stage | PackedStage:
+    """What samples a denoiser that was trained with this loss; `sampler` is the section, `more` other fields."""
+    way = way_of(denoiser)
+    return way.stage(
+        denoiser=denoiser,
+        params=params,
+        frozen=frozen,
+        schedule=schedule,
+        parametrisation=loss.parametrisation,
+        self_conditioning=loss.self_conditioning > 0,
+        mesh=mesh,
+        **way.sampler(sampler),
+        **more,
+    )

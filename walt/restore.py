@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from walt import build
 from walt.denoiser.conditions import Denoiser
 from walt.denoiser.packed import PackedDenoiser
-from walt.dense_or_packed import way_of
+from walt.dense_or_packed import stage_of, way_of
 from walt.diffusion.loss import DenoisingLoss
 from walt.evaluation.judge import PackedJudge
 from walt.generation.packed_stage import PackedStage
@@ -147,19 +147,18 @@ def stage(
     frozen, _, _ = tokenizer(own_tokenizer(workdir), mesh)
     noise = build.schedule(config['schedule'])
     objective, encoder = build.loss(config['loss'], noise), build.text_encoder(config['text'])
-    restored_stage = Stage(
-        denoiser=module,
-        params=restored['params'],
-        frozen=frozen,
-        schedule=noise,
-        parametrisation=objective.parametrisation,
-        self_conditioning=objective.self_conditioning > 0,
-        mesh=mesh,
+    restored_stage = stage_of(
+        module,
+        restored['params'],
+        frozen,
+        noise,
+        objective,
+        build.other_sampler(config['sampler'], sampling or {}),
+        mesh,
         encode_text=encoder and encoder.encode,
         null_text=restored['measured'],
         most_given=max(build.conditioning(config['conditioning'], noise).given_frames),
         weak=weak_workdir and _weak(weak_workdir, mesh, module, objective),
-        **build.sampler(build.other_sampler(config['sampler'], sampling or {})),
     )
     return restored_stage, config, step
 
@@ -214,22 +213,20 @@ def packed_stage(
     pixels = config['tokenizer_dir'] == NO_TOKENIZER
     noise = build.schedule(config['schedule'])
     objective = build.loss(config['loss'], noise)
-    sampler = build.packed_sampler(build.other_sampler(config['sampler'], sampling or {}))
     guide = None
     if classifier_workdir:
         check_guide(saved_config(classifier_workdir), config)
         guide = jax.tree_util.Partial(Classifier.log_prob_of_rows, classifier(classifier_workdir, mesh)[0])
-    restored_stage = PackedStage(
-        denoiser=module,
-        params=restored['params'],
-        frozen=Pixels() if pixels else tokenizer(own_tokenizer(workdir), mesh)[0],
-        schedule=noise,
-        parametrisation=objective.parametrisation,
-        self_conditioning=objective.self_conditioning > 0,
-        mesh=mesh,
+    restored_stage = stage_of(
+        module,
+        restored['params'],
+        Pixels() if pixels else tokenizer(own_tokenizer(workdir), mesh)[0],
+        noise,
+        objective,
+        build.other_sampler(config['sampler'], sampling or {}),
+        mesh,
         classifier=guide,
         classifier_guidance=classifier_guidance,
-        **sampler,
     )
     return restored_stage, config, step
 

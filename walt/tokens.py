@@ -104,9 +104,14 @@ def rows_of(batch: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     return [{name: value[b] for name, value in batch.items()} for b in range(len(batch['segment']))]
 
 
-def counts(segment_BL: np.ndarray, most: int) -> np.ndarray:
+def members(segment_BL, most: int):
+    """(B, L, E) bool: which clip of its row a token is of; none at padding. Of NumPy's arrays or JAX's."""
+    return segment_BL[..., None] == np.arange(1, most + 1)
+
+
+def counts(segment_BL, most: int):
     """(B, E): how many tokens of every clip are in its row."""
-    return (segment_BL[:, :, None] == np.arange(1, most + 1)).sum(1)
+    return members(segment_BL, most).sum(1)
 
 
 def statistics(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

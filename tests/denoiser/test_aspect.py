@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from walt.denoiser.aspect import change_aspect, resize
+from walt.denoiser.aspect import change_aspect, change_rows, resize
+from walt.denoiser.packed import PackedDenoiser
 from walt.denoiser.walt import Walt
 from walt.nn.embeddings import places, relative_index
 
@@ -127,6 +128,21 @@ def test_what_no_parameter_depends_on_may_differ(tiny_denoiser):
     square = tiny_denoiser(**SQUARE)
     other = dataclasses.replace(square.module, remat='blocks', dtype=jnp.bfloat16, parent=None)
     jax.tree.map(np.testing.assert_array_equal, change_aspect(square.params, square.module, other), square.params)
+
+
+def test_no_parameter_of_packed_rows_depends_on_their_length_or_on_the_windows():
+    rows, params = PackedDenoiser(length=128, most=4, channels=3, extent=(1, 8, 8)), {'blocks': {}}
+    longer = dataclasses.replace(rows, length=256, most=9, layers=((0, 0, 0), (1, 4, 4)), remat='blocks', parent=None)
+    assert change_rows(params, rows, longer) is params
+    whole = dataclasses.replace(rows, layers=((0, 0, 0),), parent=None)
+    for other, message in {
+        dataclasses.replace(rows, channels=4, parent=None): 'channels: 3 there, 4 here',
+        whole: r'layers: \(\(1, 0, 0\), \(0, 8, 8\)\) there, \(\(0, 0, 0\),\) here',
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            change_rows(params, rows, other)
+    with pytest.raises(ValueError, match='is a Walt, this one a PackedDenoiser'):
+        change_rows(params, Walt((2, 4, 4, 3)), rows)
 
 
 def test_resizing_keeps_lines_and_ends_and_repeats_an_axis_of_one():

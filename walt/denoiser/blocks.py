@@ -31,6 +31,7 @@ from walt.nn.embeddings import RelativePositionBias, rotary_angles
 from walt.nn.norm import LayerNorm
 from walt.nn.remat import of_block, rematerialised
 from walt.nn.shards import shards
+from walt.tokens import members
 
 
 @struct.dataclass
@@ -58,8 +59,8 @@ class Packed:
 
     def to_tokens(self, of_clips):
         """(B, E, ..) of every clip -> (B, L, ..), of each token its clip's; zeros at padding."""
-        member_BLE = self.segment_BL[..., None] == jnp.arange(1, of_clips.shape[1] + 1)
-        return jnp.einsum('BLE,BE...->BL...', member_BLE.astype(of_clips.dtype), of_clips)
+        member_BLE = members(self.segment_BL, of_clips.shape[1]).astype(of_clips.dtype)
+        return jnp.einsum('BLE,BE...->BL...', member_BLE, of_clips)  # a gather has a scatter for its gradient
 
 
 @struct.dataclass

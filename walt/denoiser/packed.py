@@ -32,6 +32,7 @@ from walt.nn.conv import Triple
 from walt.nn.einsum import Einsum
 from walt.nn.embeddings import FactorisedPosition, LabelEmbedding, TimeEmbedding, angles_at
 from walt.nn.remat import check_remat
+from walt.tokens import members
 
 _NAMES = {1: ('global',), 2: ('spatial', 'spatiotemporal')}
 
@@ -211,5 +212,4 @@ class PackedDenoiser(nn.Module):
 def time_of_clips(t, segment_BL, most: int):
     """(B, L) of the tokens, or (B,) of the rows, -> t_BE of the clips; 0 where there is none."""
     t_BL = jnp.broadcast_to(t.reshape(len(t), -1), segment_BL.shape)
-    member_BLE = segment_BL[..., None] == jnp.arange(1, most + 1)
-    return jnp.where(member_BLE, t_BL[..., None], 0).max(1)
+    return jnp.where(members(segment_BL, most), t_BL[..., None], 0).max(1)

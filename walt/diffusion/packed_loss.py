@@ -20,6 +20,7 @@ from walt.diffusion.loss import DenoisingLoss
 from walt.diffusion.prediction import Cond, Denoise
 from walt.diffusion.sampler import draw_noise
 from walt.randomness import stream
+from walt.tokens import counts, members
 
 # The time of padding, where no prediction is a division by zero.
 _PADDING = 0.5
@@ -58,19 +59,21 @@ class PackedLoss(DenoisingLoss):
         of_tokens['t_B'] = jnp.where(there_BL, of_tokens['t_B'], _PADDING)
         eps = token_noise(token_keys(key_B, segment_BL, place_BL3, size_BE3), segment_BL, z0.shape[-1])
         loss_BL = self.at(denoise, z0, cond, eps, **of_tokens)
-        member_BLE = segment_BL[..., None] == jnp.arange(1, size_BE3.shape[1] + 1)
+        member_BLE = members(segment_BL, size_BE3.shape[1])
         total_BE = jnp.where(member_BLE, loss_BL[..., None], 0).sum(1)
         return total_BE / jnp.maximum(member_BLE.sum(1), 1), drawn
 
     def weights(self, cond: Cond) -> jax.Array:
         """(B, E) float32: what a clip counts in the mean over a batch; 0 where there is none."""
-        clips = jnp.arange(1, cond['size'].shape[1] + 1)
-        tokens_BE = (cond['segment'][..., None] == clips).sum(1)
+        tokens_BE = counts(cond['segment'], cond['size'].shape[1])
         return (tokens_BE if self.average == 'tokens' else tokens_BE > 0).astype(jnp.float32)
 
 
 def to_tokens(x_BE: jax.Array, segment_BL: jax.Array) -> jax.Array:
-    """(B, E) of clips, numbers or keys, -> (B, L) of their tokens; padding has what the first clip has."""
+    """(B, E) of clips, numbers or keys, -> (B, L) of their tokens; padding has what the first clip has.
+
+    A gather, as no product can be made of keys, and without a gradient; layers have `denoiser.blocks.Packed.to_tokens`.
+    """
     return x_BE[jnp.arange(len(x_BE))[:, None], jnp.maximum(segment_BL - 1, 0)]
 
 

@@ -4,6 +4,8 @@ Group norm over (T, H, W) would let every frame see the future; here each frame 
 the tokenizer causal. Statistics are float32.
 """
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from einops import reduce, repeat
 from flax import linen as nn
@@ -15,6 +17,13 @@ from walt.nn.einsum import Einsum
 from walt.precision import PARAM_DTYPE
 
 EPSILON = 1e-6
+
+
+def check_groups(widths: Sequence[int], groups: int) -> None:
+    """Raises `ValueError` if group norm cannot split the channels of a level, naming both numbers."""
+    for width in widths:
+        if width % groups:
+            raise ValueError(f'a level of {width} channels does not divide into {groups} groups')
 
 
 def group_moments(x_BTHWC, groups: int):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from walt.nn.norm import check_groups
 from walt.nn.remat import check_remat
 from walt.tokenizer.bottleneck import Bottled, Continuous
 from walt.tokenizer.decoder import Decoder
@@ -72,11 +73,7 @@ class Tokenizer(nn.Module):
             raise ValueError(f'kernels of kernel_t 1 see one frame: temporal_strides {tuple(self.temporal_strides)}')
         check_remat(self.remat, ('none', 'blocks'))
         self.bottleneck.features(self.latent_channels)  # refuses channels that do not fit it
-        for multiplier in self.multipliers:
-            if (self.channels * multiplier) % self.groups:
-                raise ValueError(
-                    f'a level of {self.channels * multiplier} channels does not divide into {self.groups} groups'
-                )
+        check_groups([self.channels * multiplier for multiplier in self.multipliers], self.groups)
 
     def setup(self):
         strides = [(t, s, s) for t, s in zip(self.temporal_strides, self.spatial_strides)]

@@ -20,7 +20,7 @@ from flax import linen as nn
 
 from walt.nn.attention import Attention
 from walt.nn.conv import SameConv3d, Triple, upsample_nearest
-from walt.nn.norm import FrameGroupNorm
+from walt.nn.norm import FrameGroupNorm, check_groups
 from walt.nn.remat import check_remat, rematerialised
 from walt.tokenizer.bottleneck import Bottled, Kl
 
@@ -61,11 +61,7 @@ class AutoencoderKl(nn.Module):
     def __post_init__(self):
         super().__post_init__()
         check_remat(self.remat, ('none', 'blocks'))
-        for multiplier in self.multipliers:
-            if (self.channels * multiplier) % self.groups:
-                raise ValueError(
-                    f'a level of {self.channels * multiplier} channels does not divide into {self.groups} groups'
-                )
+        check_groups([self.channels * multiplier for multiplier in self.multipliers], self.groups)
 
     def setup(self):
         widths = [self.channels * multiplier for multiplier in self.multipliers]
