@@ -65,9 +65,10 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
         config.steps = 1500
         config.optimizer.learning_rate = 1e-3  # Half of the clips are hardly more than noise, and so are gradients.
         config.classifier.update(width=64, depth=3)  # A guide runs forwards and backwards in every step of sampling.
-        # The schedule of configs/digits_packed.py.
+        config.data.dropping = dict(name='keep')  # Noise hides enough.
+        # The schedule of configs/digits_packed.py, at times that leave something to be read.
         config.noising = dict(
-            name='discrete_linear', steps=1000, beta_start=1e-4, beta_end=0.02, zero_terminal_snr=True
+            name='discrete_linear', steps=1000, beta_start=1e-4, beta_end=0.02, zero_terminal_snr=True, power=3.0
         )
     elif mode:
         raise ValueError(f"unknown mode {mode!r}; choices: '', 'noised', 'smoke'")

@@ -47,6 +47,7 @@ from walt.tokenizer.autoencoder_kl import AutoencoderKl
 from walt.tokenizer.bottleneck import Continuous, Fsq, Kl, Lfq, Vq
 from walt.tokenizer.discriminator import Discriminator
 from walt.tokenizer.objective import Objective
+from walt.training.classifier_step import Noising
 from walt.training.conditions import Conditioning
 from walt.training.optimizer import adafactor, adamw, muon
 
@@ -280,9 +281,15 @@ def other_sampler(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dic
     return kept | dict(changes)
 
 
-def noising(section: Mapping[str, Any]) -> Schedule | None:
-    """The schedule of the noise on what a classifier is trained on, or None."""
-    return construct('noising', section, {'none': lambda: None} | SCHEDULES)
+def noising(section: Mapping[str, Any]) -> Noising | None:
+    """The noise on what a classifier is trained on: a section `schedule`, which may have a `power` too; or None."""
+    rest = {key: value for key, value in section.items() if key != 'power'}
+    made = construct('noising', rest, {'none': lambda: None} | SCHEDULES)
+    if made is None:
+        if 'power' in section:
+            raise ValueError(f"a power of the times of noise, {section['power']}, and noising is 'none'")
+        return None
+    return Noising(made, section.get('power', 1.0))
 
 
 def classifier(config: Mapping[str, Any]) -> Navit:

@@ -248,7 +248,7 @@ def check_guide(config: Mapping[str, Any], denoiser_config: Mapping[str, Any]) -
         'classes': (guide.classes, guided.classes),
         'patch': (tuple(guide.patch), tuple(guided.tile)),
         'channels': (guide.channels, guided.channels),
-        'schedule': (build.noising(config['noising']), build.schedule(denoiser_config['schedule'])),
+        'schedule': (build.noising(config['noising']).schedule, build.schedule(denoiser_config['schedule'])),
     }
     changed = [
         f'{name}: {own} of the classifier, {other} of the denoiser'

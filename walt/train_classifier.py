@@ -48,7 +48,7 @@ def train(config: Mapping[str, Any], workdir: str, profile: range = range(0)) ->
     build.check_keys(config, build.CLASSIFIER_KEYS)
     mesh = make_mesh(**config['mesh'])
     check_batch(mesh, config['batch_size'], config['accumulation'])
-    classifier, schedule = build.classifier(config), build.noising(config['noising'])
+    classifier, noising = build.classifier(config), build.noising(config['noising'])
     optimizer = build.optimizer(config['optimizer'], config['steps'])
     rows, held_out_rows = (build.source(config['data'], split) for split in ('train', 'validation'))
     for packed in (rows, held_out_rows):
@@ -62,9 +62,9 @@ def train(config: Mapping[str, Any], workdir: str, profile: range = range(0)) ->
     read = functools.partial(
         process_batches, mesh=mesh, batch_size=config['batch_size'], keys=KEYS, shuffle=False, repeat=False
     )
-    step = make_classifier_step(classifier, schedule, optimizer, config['ema_decay'], config['accumulation'])
+    step = make_classifier_step(classifier, noising, optimizer, config['ema_decay'], config['accumulation'])
     step = jax.jit(step, **step_jit(layout))
-    examine = jax.jit(make_classifier_validation(classifier, schedule))
+    examine = jax.jit(make_classifier_validation(classifier, noising))
 
     def validate(state: State):
         """The same rows and noise at every call."""

@@ -16,11 +16,12 @@ from walt.diffusion.schedules import DiscreteLinear
 from walt.navit.classifier import Classifier
 from walt.navit.navit import Navit
 from walt.parallel.mesh import make_mesh
-from walt.training.classifier_step import examine, make_classifier_step, make_classifier_validation
+from walt.training.classifier_step import Noising, examine, make_classifier_step, make_classifier_validation
 from walt.training.state import create
 
 PATCH = (1, 4, 4)
 SCHEDULE = DiscreteLinear()
+NOISING = Noising(SCHEDULE)
 
 
 def module(**fields):
@@ -39,15 +40,15 @@ def rows(length=64, most=6, clips=None):
 
 @pytest.fixture(scope='module')
 def start():
-    """start(schedule, accumulation) -> (first state, jitted step), of parameters that are not new."""
+    """start(noising, accumulation) -> (first state, jitted step), of parameters that are not new."""
 
     @functools.cache
-    def start(schedule=None, accumulation=1):
-        net, optimizer = module(timed=schedule is not None), optax.sgd(0.1, momentum=0.9)
+    def start(noising=None, accumulation=1):
+        net, optimizer = module(timed=noising is not None), optax.sgd(0.1, momentum=0.9)
         state, _ = create(build.init_classifier(net), optimizer, make_mesh(), jax.random.key(0))
         noise = jax.tree.map(lambda x: 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), state.params)
         state = state.starting_from(jax.tree.map(jnp.add, state.params, noise))
-        return state, jax.jit(make_classifier_step(net, schedule, optimizer, 0.9, accumulation))
+        return state, jax.jit(make_classifier_step(net, noising, optimizer, 0.9, accumulation))
 
     return start
 
@@ -70,7 +71,7 @@ def test_the_loss_is_the_mean_over_clips_however_they_are_packed(start):
 @pytest.mark.slow
 def test_micro_batches_change_nothing(start):
     batch, key = rows(), jax.random.key(0)
-    whole, parts = (step(state, None, batch, key) for state, step in (start(SCHEDULE), start(SCHEDULE, 2)))
+    whole, parts = (step(state, None, batch, key) for state, step in (start(NOISING), start(NOISING, 2)))
     same(whole[0].params, parts[0].params)
     assert abs(whole[1]['accuracy'] - parts[1]['accuracy']) < 1e-6
 
@@ -92,13 +93,13 @@ def test_the_statistics_of_packing_are_among_the_metrics(start):
 
 
 def test_training_lowers_the_loss_on_clean_and_on_noised_clips(start):
-    for schedule in (None, SCHEDULE):
-        state, step = start(schedule)
+    for noising in (None, NOISING):
+        state, step = start(noising)
         losses = []
         for number in range(40):
             state, metrics = step(state, None, rows(), jax.random.key(number))
             losses.append(float(metrics['loss']))
-        assert np.mean(losses[-5:]) < losses[0] - (0.5 if schedule is None else 0.05)
+        assert np.mean(losses[-5:]) < losses[0] - (0.5 if noising is None else 0.05)
 
 
 def test_every_clip_has_a_time_and_noise_of_its_own_and_padding_none(monkeypatch):
@@ -111,7 +112,7 @@ def test_every_clip_has_a_time_and_noise_of_its_own_and_padding_none(monkeypatch
     monkeypatch.setattr(Classifier, 'logits', logits)
     batch = rows()
     keys = jax.random.split(jax.random.key(0), 4)
-    examine(Classifier(module(timed=True), {}), SCHEDULE, batch, keys)
+    examine(Classifier(module(timed=True), {}), NOISING, batch, keys)
     t_BE, z_BLC = np.array(seen['t_BE']), np.array(seen['tokens'])
     assert len(np.unique(t_BE)) == t_BE.size and t_BE.min() > 0 and t_BE.max() <= 1
     clean_BLC = batch['tokens'] / 127.5 - 1
@@ -122,6 +123,16 @@ def test_every_clip_has_a_time_and_noise_of_its_own_and_padding_none(monkeypatch
             noise = (z_BLC[b, own] - alpha * clean_BLC[b, own]) / sigma
             assert abs(noise.mean()) < 0.2 and abs(noise.std() - 1) < 0.15
     assert not z_BLC[batch['segment'] == 0].any()
+
+
+def test_a_power_draws_times_that_are_less_noise():
+    key_B = jax.random.split(jax.random.key(0), 1000)
+    np.testing.assert_allclose(Noising(SCHEDULE, 2.0).draw_times(key_B), SCHEDULE.draw_times(key_B) ** 2)
+    with pytest.raises(ValueError, match='power is positive, not 0'):
+        Noising(SCHEDULE, 0.0)
+    assert build.noising({'name': 'discrete_linear', 'power': 2.0}) == Noising(SCHEDULE, 2.0)
+    with pytest.raises(ValueError, match=r"a power of the times of noise, 2\.0, and noising is 'none'"):
+        build.noising({'name': 'none', 'power': 2.0})
 
 
 def test_validation_counts_clips_and_what_is_read_right():

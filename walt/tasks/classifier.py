@@ -17,7 +17,7 @@ from walt.training.state import create
 def classifier_task(config: Mapping[str, Any], mesh: AbstractMesh | Mesh, rows: int, clips: int) -> Task:
     """Rows are packed rows; a phase works on `clips` of them too."""
     build.check_keys(config, build.CLASSIFIER_KEYS)
-    module, schedule = build.classifier(config), build.noising(config['noising'])
+    module, noising = build.classifier(config), build.noising(config['noising'])
     optimizer = build.optimizer(config['optimizer'], config['steps'])
     length, most = config['data']['length'], config['data']['most']
 
@@ -35,7 +35,7 @@ def classifier_task(config: Mapping[str, Any], mesh: AbstractMesh | Mesh, rows: 
         new=new,
         state=state,
         layout=layout,
-        step=make_classifier_step(module, schedule, optimizer, config['ema_decay'], config['accumulation']),
+        step=make_classifier_step(module, noising, optimizer, config['ema_decay'], config['accumulation']),
         frozen=None,
         frozen_layout=None,
         batch=packed_batch(module, length, most, rows),

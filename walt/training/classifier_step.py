@@ -2,11 +2,13 @@
 
 Of noised inputs every clip has a time and noise of its own:
 
-    z_t = alpha(t_e) z_0 + sigma(t_e) eps        for all tokens of clip e, t_e drawn by the schedule
+    z_t = alpha(t_e) z_0 + sigma(t_e) eps        for all tokens of clip e, t_e = u^power, u drawn by the schedule
 
-so that the classifier learns p(class | z_t, t), which guides the sampling of a diffusion model.
+so that the classifier learns p(class | z_t, t), which guides the sampling of a diffusion model. At late times there is
+next to nothing to be read, and what those clips add to a gradient is noise: a power above 1 has fewer of them.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -24,9 +26,25 @@ from walt.training.guard import keep_finite
 from walt.training.state import State
 
 
+@dataclasses.dataclass(frozen=True)
+class Noising:
+    """The noise on what a classifier is trained on: `schedule`, at times that it draws, taken to a `power`."""
+
+    schedule: Schedule
+    power: float = 1.0
+
+    def __post_init__(self):
+        if self.power <= 0:
+            raise ValueError(f'power is positive, not {self.power}')
+
+    def draw_times(self, key_B: jax.Array) -> jax.Array:
+        """t_B, float32."""
+        return self.schedule.draw_times(key_B) ** self.power
+
+
 def make_classifier_step(
     module: Navit,
-    schedule: Schedule | None,
+    noising: Noising | None,
     optimizer: optax.GradientTransformation,
     ema_decay: float | Sequence[float],
     accumulation: int = 1,
@@ -36,7 +54,7 @@ def make_classifier_step(
     Metrics are `loss`, `accuracy`, `gradient_norm` and those of `tokens.statistics`.
 
     Args:
-        schedule: of the noise on the inputs; None for clean ones.
+        noising: of the inputs; None for clean ones.
         accumulation: the micro-batches that a step takes its gradient from.
     """
 
@@ -47,7 +65,7 @@ def make_classifier_step(
             batch, key_B = micro_batch
 
             def mean_loss(params):
-                sums = examine(Classifier(module, params), schedule, batch, key_B)
+                sums = examine(Classifier(module, params), noising, batch, key_B)
                 return sums['loss'] / clips_a_part, {
                     'loss': sums['loss'] / clips_a_part,
                     'accuracy': sums['right'] / clips_a_part,
@@ -63,14 +81,14 @@ def make_classifier_step(
     return step
 
 
-def make_classifier_validation(module: Navit, schedule: Schedule | None):
+def make_classifier_validation(module: Navit, noising: Noising | None):
     """Returns f(params, batch, key) -> sums over the clips of a batch: `clips`, `loss`, `right`, and of a classifier of
     noised inputs also `right_clean`, at time 0."""
 
     def validation(params, batch, key):
         classifier = Classifier(module, params)
-        sums = examine(classifier, schedule, batch, row_keys(key, rows_of(batch)))
-        if schedule is not None:
+        sums = examine(classifier, noising, batch, row_keys(key, rows_of(batch)))
+        if noising is not None:
             sums['right_clean'] = _sums(classifier.logits(batch), batch)['right']
         return sums | {'clips': present(batch).sum()}
 
@@ -82,15 +100,15 @@ def present(batch: Mapping[str, jax.Array]) -> jax.Array:
     return batch['size'].all(-1)
 
 
-def examine(classifier: Classifier, schedule: Schedule | None, batch, key_B) -> dict[str, jax.Array]:
-    """Sums over clips of `loss` and `right`, of inputs with noise as `schedule` has it."""
-    if schedule is None:
+def examine(classifier: Classifier, noising: Noising | None, batch, key_B) -> dict[str, jax.Array]:
+    """Sums over clips of `loss` and `right`, of inputs with noise."""
+    if noising is None:
         return _sums(classifier.logits(batch), batch)
     key_BE = stream(key_B[:, None], 'clip', jnp.arange(batch['size'].shape[1]))
-    t_BE = schedule.draw_times(stream(key_BE, 'time').ravel()).reshape(key_BE.shape)
+    t_BE = noising.draw_times(stream(key_BE, 'time').ravel()).reshape(key_BE.shape)
     eps_BLC = normal(stream(key_B, 'noise'), batch['tokens'].shape[1:])
     row = Packed(batch['segment'], batch['place'], batch['size'])
-    alpha_BL1, sigma_BL1 = (row.to_tokens(level_BE)[..., None] for level_BE in schedule.alpha_sigma(t_BE))
+    alpha_BL1, sigma_BL1 = (row.to_tokens(level_BE)[..., None] for level_BE in noising.schedule.alpha_sigma(t_BE))
     z_BLC = alpha_BL1 * centred(batch['tokens']) + sigma_BL1 * eps_BLC
     return _sums(classifier.logits(dict(batch) | {'tokens': z_BLC}, t_BE), batch)
 
