@@ -1,4 +1,4 @@
-"""The programs as a user runs them, most of them in this process, on a tokenizer and a denoiser of four training steps."""
+"""The programs as a user runs them, on a tokenizer and a denoiser of four training steps; most run in this process."""
 
 import contextlib
 import hashlib
