@@ -2,7 +2,7 @@
 
     two_processes.py PORT PROCESS FOLDER TASK...
 
-Trains as the programs do: a denoiser on FOLDER/tokenizer, and the tokenizer before it if that is a TASK too. Writes what
+Trains as the programs do: a denoiser on FOLDER/tokenizer, and that before it if it is a TASK too. Writes what
 the test looks at to FOLDER/PROCESS.json.
 """
 
