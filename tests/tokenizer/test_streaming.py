@@ -25,7 +25,7 @@ TOKENIZERS = {
 }
 
 
-@pytest.fixture(scope='module', params=TOKENIZERS, ids=str)
+@pytest.fixture(scope='module')
 def tokenizer(request, random_parameters):
     """(module, params, the product of its temporal strides, `whole` for it)."""
     module = Tokenizer(**SMALL | TOKENIZERS[request.param])
@@ -39,7 +39,15 @@ def pixels(rng, *shape):
     return np.float32(rng.uniform(size=shape))
 
 
-@pytest.mark.parametrize('chunk', [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+CHUNKS = [(name, chunk) for name in TOKENIZERS for chunk in (1, 2, 3)]
+QUICK = [('strides (2, 2)', 1), *((name, 2) for name in TOKENIZERS)]
+
+
+@pytest.mark.parametrize(
+    ('tokenizer', 'chunk'),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case not in QUICK)) for case in CHUNKS],
+    indirect=['tokenizer'],
+)
 def test_chunks_put_together_are_the_whole_clip(chunk, tokenizer, rng):
     module, params, stride, whole = tokenizer
     video = pixels(rng, 2, 1 + 6 * stride, 8, 8, 3)

@@ -131,8 +131,8 @@ def test_validation_counts_clips_and_what_is_read_right():
     params = jax.tree.map(
         lambda x: x.value if hasattr(x, 'value') else x, params, is_leaf=lambda x: hasattr(x, 'value')
     )
-    params['head'] = {'kernel': jnp.zeros((16, 10)), 'bias': jnp.zeros(10).at[3].set(5.0)}
+    params['head'] = {'kernel': jnp.zeros((16, 10)), 'bias': jnp.zeros(10).at[0].set(5.0)}  # as padding is labelled
     batch = rows()
     sums = jax.jit(make_classifier_validation(net, None))(params, batch, jax.random.key(0))
     there = batch['size'].all(-1)
-    assert sums['clips'] == there.sum() and sums['right'] == (there & (batch['label'] == 3)).sum()
+    assert sums['clips'] == there.sum() and sums['right'] == (there & (batch['label'] == 0)).sum()
