@@ -160,6 +160,7 @@ def test_a_second_stage_trains_the_decoder_of_another_run(full, train, tmp_path)
     state = full[1]
     first = shutil.copytree(full[0], tmp_path / 'first')
     config = full_config(start=dict(tokenizer_dir=str(first), freeze_encoder=True))
+    config |= {'losses': {'reconstruction': 5.0}, 'perceptual': {'name': 'none'}, 'discriminator': {'name': 'none'}}
     config['data'] = config['data'] | {'seed': 1}
     after = train(config, tmp_path / 'second')
     assert_same(after.measured, state.measured)
