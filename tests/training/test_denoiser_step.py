@@ -136,6 +136,7 @@ def test_the_losses_of_clips_and_of_pictures_are_told_apart(joint, frozen):
     assert abs(first['loss_images'] - other['loss_images']) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_dropped_text_has_no_influence_and_the_null_text_of_the_state_has_one(joint, frozen):
     step = jax.jit(make_denoiser_step(joint.module, LOSS, OPTIMIZER, 0.9, ALL_DROPPED))
     other_text = joint.batch | {name: joint.batch[name] + 1 for name in ('text', 'images_text')}
