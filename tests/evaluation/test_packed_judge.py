@@ -59,7 +59,7 @@ def test_a_picture_is_read_as_large_as_it_is_but_no_larger_than_in_training(clas
 
 
 def test_clips_are_read_frame_by_frame_or_whole(classifier):
-    source = MovingDigits('validation', 3, frames=4)
+    source = MovingDigits('validation', frames=4, clips=3)
     videos = np.stack([source[index]['video'] for index in range(3)])
     judge = PackedJudge(classifier, TruncatedNormal(8, 24), length=144, most=6, rows=4)
     read_NT = judge.read(videos)
