@@ -48,8 +48,9 @@ setuptools.setup(
         'features': ['h5py>=3.12'],
         # Text to video: tokenizers splits prompts as the encoders' authors did, safetensors reads their weights.
         'text': ['tokenizers>=0.20', 'safetensors>=0.4'],
-        # T5's encoder; sentencepiece reads the vocabularies of the published models.
-        't5': ['transformers>=4.45', 'torch>=2.4', 'sentencepiece>=0.2', 'tokenizers>=0.20', 'safetensors>=0.4'],
+        # T5's encoder: sentencepiece reads vocabularies that come without a tokenizer.json, huggingface_hub fetches
+        # models by their names.
+        't5': ['sentencepiece>=0.2', 'huggingface_hub>=0.25', 'tokenizers>=0.20', 'safetensors>=0.4'],
         # Weights of others, compared with the networks that they are from; reading and writing them needs safetensors
         # alone.
         'interop': ['diffusers>=0.36', 'transformers>=4.45', 'torch>=2.4', 'tokenizers>=0.20', 'safetensors>=0.4'],

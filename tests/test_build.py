@@ -89,6 +89,7 @@ def millions(tree) -> float:
 # Of these, the smoke mode takes the step of another one's.
 ALIKE = {'tokenizer_imagenet', 'tokenizer_k600', 'tokenizer_ucf101', 'walt_k600_l', 'walt_ucf101_xl'}
 ALIKE |= {'walt_t2v_base', 'walt_t2v_base_9x16', 'walt_t2v_sr2', 'dit_imagenet_b4'}
+ALIKE |= {'tokenizer_real_clips', 'video_folder_tokenizer', 'video_folder_denoiser'}
 ALIKE |= {name for name in CONFIGS if name.startswith(('digits_', 'emoji_'))}
 MODES = [(name, '', []) for name in CONFIGS]
 MODES += [(name, 'smoke', [pytest.mark.slow] if name in ALIKE else []) for name in CONFIGS]

@@ -97,7 +97,8 @@ def plain(stage):
     return latents(stage)
 
 
-CHANGES = [{'name': 'ddim'}, {'name': 'ancestral'}, {'guidance_channels': 3}, {'last_time': None}]
+SLOW = [pytest.param(change, marks=pytest.mark.slow) for change in ({'name': 'ddim'}, {'last_time': None})]
+CHANGES = [{'name': 'ancestral'}, {'guidance_channels': 3}, *SLOW]
 
 
 @pytest.mark.parametrize('sampling', CHANGES, ids=str)

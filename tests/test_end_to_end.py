@@ -1,6 +1,8 @@
-"""The programs as a user runs them, on a tokenizer and a denoiser of four training steps."""
+"""The programs as a user runs them, on a tokenizer and a denoiser of four training steps; most run in this process."""
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -12,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tiny import run_here
 
 from walt import restore
 from walt.data.video_io import read_video
@@ -32,6 +35,13 @@ def run(program: str, *flags: str) -> subprocess.CompletedProcess:
     )
 
 
+def succeed(program: str, *flags: str) -> str:
+    """What it prints."""
+    done = run(program, *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 def digests(folder: Path) -> dict[str, str]:
     """A digest of every file of pictures."""
     return {
@@ -45,11 +55,9 @@ def digests(folder: Path) -> dict[str, str]:
 def sample(trained, tmp_path_factory):
     """sample(*flags) -> the folder that `walt.sample` wrote: two clips of each of the classes 0 and 3."""
 
-    def sample(*flags: str) -> Path:
+    def sample(*flags: str, run=run_here) -> Path:
         out = tmp_path_factory.mktemp('samples')
-        command = [f'--workdir={trained.folder}/denoiser', '--labels=0,3', '--num=2', f'--out={out}', *flags]
-        done = run('sample', *command)
-        assert done.returncode == 0, done.stderr[-3000:]
+        run('sample', f'--workdir={trained.folder}/denoiser', '--labels=0,3', '--num=2', f'--out={out}', *flags)
         return out
 
     return sample
@@ -57,7 +65,7 @@ def sample(trained, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def samples(sample):
-    return sample()
+    return sample(run=succeed)
 
 
 CLIPS = ['0000_label0.mp4', '0001_label0.mp4', '0002_label3.mp4', '0003_label3.mp4']
@@ -82,6 +90,7 @@ def test_samples_json_says_how_they_were_made(samples, trained):
 
 
 def test_the_same_command_writes_the_same_bytes(samples, sample):
+    """Also in this process."""
     assert digests(sample()) == digests(samples)
 
 
@@ -98,24 +107,23 @@ def test_clips_do_not_depend_on_the_batch_size_but_on_seed_and_sampler(samples, 
 
 
 def test_labels_out_of_range_are_refused_with_the_range(trained, tmp_path):
-    done = run('sample', f'--workdir={trained.folder}/denoiser', '--labels=3,10', f'--out={tmp_path}/out')
-    assert done.returncode != 0 and 'labels [10] are not in 0 .. 9' in done.stderr
+    with pytest.raises(ValueError, match=r'labels \[10\] are not in 0 .. 9'):
+        run_here('sample', f'--workdir={trained.folder}/denoiser', '--labels=3,10', f'--out={tmp_path}/out')
     assert not (tmp_path / 'out').exists()
 
 
 def test_a_workdir_without_checkpoints_is_named(tmp_path):
-    done = run('sample', f'--workdir={tmp_path}/nowhere')
-    assert done.returncode != 0
-    assert f'FileNotFoundError: no checkpoints in {tmp_path}/nowhere/checkpoints' in done.stderr
+    with pytest.raises(FileNotFoundError, match=f'no checkpoints in {tmp_path}/nowhere/checkpoints'):
+        run_here('sample', f'--workdir={tmp_path}/nowhere')
 
 
 def evaluate(workdir: Path, out: Path) -> dict:
     """What `walt.evaluate` writes about a workdir whose data are 16 clips."""
     sizes = ['--held_out=20', '--training=60', '--samples=1', '--batch_size=10', '--steps=2', '--perceptual=none']
-    done = run('evaluate', f'--workdir={workdir}', f'--out={out}', *sizes)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run_here('evaluate', f'--workdir={workdir}', f'--out={out}', *sizes)
     result = json.loads(out.read_text())
-    assert json.loads(done.stdout) == {key: value for key, value in result.items() if key != 'protocol'}
+    assert json.loads(printed.getvalue()) == {key: value for key, value in result.items() if key != 'protocol'}
     return result
 
 
@@ -157,13 +165,12 @@ def test_the_gallery_shows_every_clip_and_every_figure(samples, evaluation, trai
     (tmp_path / 'seconds').mkdir()
     (tmp_path / 'seconds' / 'sample').write_text('83\n')
     flags = [f'--workdir={tmp_path}/denoiser', f'--seconds={tmp_path}/seconds', f'--out={tmp_path}/index.html']
-    done = run('gallery', *flags)
-    assert done.returncode == 0, done.stderr[-3000:]
+    printed = succeed('gallery', *flags)
     page = (tmp_path / 'index.html').read_text()
     sources = re.findall('<video src="([^"]*)"', page)
     assert sources == [f'denoiser/samples/{name}' for name in CLIPS]
     for figure in (f'{evaluation["tokenizer"]["psnr_db"]:.1f} dB', f'{evaluation["samples"]["clips"]:.1%}', '1:23 min'):
-        assert figure in page and figure in done.stdout
+        assert figure in page and figure in printed
 
 
 def test_a_denoiser_keeps_the_tokenizer_that_it_was_trained_on(trained):

@@ -160,6 +160,8 @@ def test_a_second_stage_trains_the_decoder_of_another_run(full, train, tmp_path)
     state = full[1]
     first = shutil.copytree(full[0], tmp_path / 'first')
     config = full_config(start=dict(tokenizer_dir=str(first), freeze_encoder=True))
+    config |= {'perceptual': {'name': 'none'}, 'discriminator': {'name': 'none'}}
+    config['losses'] = dict(reconstruction=5.0, codebook=1.0, commitment=0.25, coverage=0.25)
     config['data'] = config['data'] | {'seed': 1}
     after = train(config, tmp_path / 'second')
     assert_same(after.measured, state.measured)

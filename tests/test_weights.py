@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import sys
+import zipfile
 from pathlib import Path
 
 import ml_dtypes
@@ -16,6 +17,7 @@ from walt.text import wordllama
 from walt.weights import (
     check_arrays,
     read_hdf5,
+    read_named,
     read_numpy_pickle,
     read_safetensors,
     read_torch,
@@ -138,6 +140,40 @@ def test_a_file_that_was_cut_is_refused(tmp_path, write_torch):
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match='360 bytes for 100 numbers'):
         read_torch(path)
+
+
+@pytest.mark.parametrize('kind', ['zip', 'legacy', 'safetensors'])
+def test_arrays_are_views_of_the_file_that_nobody_can_write_to(kind, tmp_path, write_torch, rng):
+    arrays = {'odd': np.arange(3, dtype=np.uint8), 'kernel': rng.normal(size=(4, 3)).astype(np.float32)}
+    path = tmp_path / ('model.safetensors' if kind == 'safetensors' else 'model.pth')
+    if kind == 'safetensors':
+        write_safetensors(path, arrays, {})
+    else:
+        write_torch(path, arrays, legacy=kind == 'legacy')
+    before = path.read_bytes()
+    kernel = read_named(path)['kernel']
+    np.testing.assert_array_equal(kernel, arrays['kernel'], strict=True)
+    with pytest.raises(ValueError, match='read-only'):
+        kernel[:] = 0
+    place = before.index(arrays['kernel'].tobytes())
+    with path.open('r+b') as file:
+        file.seek(place)
+        file.write(np.float32(7).tobytes())
+    assert kernel[0, 0] == 7
+
+
+def test_a_zip_that_somebody_compressed_is_read_too(tmp_path, write_torch):
+    path = write_torch(tmp_path / 'stored.pth', {'kernel': np.ones(100, np.float32)})
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(tmp_path / 'small.pth', 'w', zipfile.ZIP_DEFLATED) as small:
+        for name in stored.namelist():
+            small.writestr(name, stored.read(name))
+    np.testing.assert_array_equal(read_torch(tmp_path / 'small.pth')['kernel'], np.ones(100, np.float32), strict=True)
+
+
+def test_safetensors_of_other_numbers_are_refused_by_name(tmp_path):
+    save_file({'a': np.ones(2, np.complex64)}, tmp_path / 'model.safetensors')
+    with pytest.raises(ValueError, match=r'a of .*model\.safetensors is of C64, known are'):
+        read_safetensors(tmp_path / 'model.safetensors')
 
 
 def test_shapes_that_differ_are_named_both():

@@ -19,8 +19,9 @@ from jax.sharding import Mesh
 
 from walt import build, restore
 from walt.evaluation.clips import Clips, read_clips
-from walt.evaluation.judge import Judge, PackedJudge, agreement
+from walt.evaluation.judge import Judge, agreement
 from walt.evaluation.packed import measure_classifier, measure_packed_samples
+from walt.evaluation.packed_judge import PackedJudge
 from walt.evaluation.reconstruction import measure_tokenizer
 from walt.evaluation.samples import (
     measure_prediction,

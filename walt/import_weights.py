@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from flax.core import meta
@@ -89,6 +90,8 @@ def import_weights(
             std_C = np.full(channels, 1 / (LATENT_SCALE if latent_scale is None else latent_scale), np.float32)
             trained['measured'] = LatentNorm(np.zeros(channels, np.float32), std_C)
 
+    del arrays  # of the file, which would stay in memory while the checkpoint is written
+    trained = jax.tree.map(jnp.asarray, trained)  # of NumPy's arrays Orbax makes a copy, and more while it writes
     config = dict(config) | {'ema_decay': ema_decays(config['ema_decay'])[0]}
     unfinished = target.with_name(f'.{target.name}.unfinished')
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -17,7 +17,7 @@ from walt.denoiser.conditions import Denoiser
 from walt.denoiser.packed import PackedDenoiser
 from walt.dense_or_packed import stage_of, way_of
 from walt.diffusion.loss import DenoisingLoss
-from walt.evaluation.judge import PackedJudge
+from walt.evaluation.packed_judge import PackedJudge
 from walt.generation.packed_stage import PackedStage
 from walt.generation.stage import Stage, Weak
 from walt.navit.classifier import Classifier

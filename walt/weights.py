@@ -7,12 +7,16 @@ are made of, and answer each name with an inert record, so that nothing but this
     PyTorch file    a state dict, in the layout before version 1.6 (pickles, then bytes) or since (a zip)
     HDF5            data sets by their path, through h5py
     safetensors     named arrays, through the library of that name; written as well
+
+What is read from PyTorch files and safetensors are read-only views of the file, mapped into memory: whoever makes
+parameters of them holds the weights once, and arrays that nobody looks at are never read.
 """
 
 import contextlib
 import hashlib
 import importlib.metadata
 import io
+import json
 import math
 import pickle
 import zipfile
@@ -144,13 +148,26 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
 
     Raises:
         ModuleNotFoundError: if safetensors is not installed, with the command that installs it.
-        ValueError: if the file is none.
+        ValueError: if the file is none, or has numbers of another kind than NumPy and bfloat16.
     """
     safetensors = _safetensors(path)
     try:
-        return safetensors.numpy.load_file(path)
+        safetensors.safe_open(path, framework='np')  # checks the whole header; its arrays would be copies
     except safetensors.SafetensorError as error:
         raise ValueError(f'{path} cannot be read: {error!r}') from error
+    mapped = np.memmap(path, np.uint8, 'r')
+    start = 8 + int.from_bytes(mapped[:8], 'little')
+    header = json.loads(bytes(mapped[8:start]))
+    arrays = {}
+    for name, entry in header.items():
+        if name == '__metadata__':
+            continue
+        if entry['dtype'] not in _SAFETENSORS:
+            raise ValueError(f'{name} of {path} is of {entry["dtype"]}, known are {sorted(_SAFETENSORS)}')
+        first, last = entry['data_offsets']
+        numbers = mapped[start + first : start + last].view(np.ndarray)
+        arrays[name] = numbers.view(_SAFETENSORS[entry['dtype']]).reshape(entry['shape'])
+    return arrays
 
 
 def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
@@ -164,6 +181,10 @@ def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray], about:
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     safetensors.numpy.save_file(contiguous, unfinished, dict(about))
     unfinished.replace(path)
+
+
+_SAFETENSORS = {f'{kind}{8 * size}': f'<{kind.lower()}{size}' for kind in 'IUF' for size in (2, 4, 8)}
+_SAFETENSORS |= {'I8': '|i1', 'U8': '|u1', 'BOOL': '|b1', 'BF16': 'bfloat16'}
 
 
 def _safetensors(path):
@@ -215,7 +236,7 @@ class _Storage(_Record):
     def count(self) -> int:
         return self.arguments[1]
 
-    def fill(self, data: bytes, source) -> None:
+    def fill(self, data: bytes | np.ndarray, source) -> None:
         if len(data) != self.count * self.dtype.itemsize:
             raise ValueError(f'{source}: {len(data)} bytes for {self.count} numbers of {self.dtype}')
         self.numbers = np.frombuffer(data, self.dtype)
@@ -231,7 +252,7 @@ class _Tensor(_Record):
             raise ValueError(f'{source}: a tensor of shape {shape} ends at {last}, its storage at {storage.count}')
         item = storage.dtype.itemsize
         view = np.lib.stride_tricks.as_strided(storage.numbers[offset:], shape, [item * stride for stride in strides])
-        return view.astype(storage.dtype.newbyteorder('='))
+        return view.astype(storage.dtype.newbyteorder('='), copy=False)
 
 
 def _rebuild_parameter(tensor, *_):
@@ -313,7 +334,17 @@ def _to_arrays(tree, source):
 
 
 def _read_torch_zip(path):
-    storages = {}
+    storages, mapped = {}, np.memmap(path, np.uint8, 'r')
+
+    def content(archive, name) -> bytes | np.ndarray:
+        """Of an entry, without a copy where it is not compressed: `torch.save` never does."""
+        entry = archive.getinfo(name)
+        if entry.compress_type != zipfile.ZIP_STORED:
+            return archive.read(name)
+        lengths = mapped[entry.header_offset + 26 : entry.header_offset + 30].view('<u2')  # of its name, and of extras
+        start = entry.header_offset + 30 + int(lengths.sum())
+        return mapped[start : start + entry.file_size]
+
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         folder = next((name.removesuffix('data.pkl') for name in names if name.endswith('/data.pkl')), None)
@@ -323,7 +354,7 @@ def _read_torch_zip(path):
             raise ValueError(f'{path} has byte order {archive.read(f"{folder}byteorder")}, expected little')
         state = _Unpickler(io.BytesIO(archive.read(f'{folder}data.pkl')), _TORCH, path, storages).load()
         for key, storage in storages.items():
-            storage.fill(archive.read(f'{folder}data/{key}'), path)
+            storage.fill(content(archive, f'{folder}data/{key}'), path)
     return state
 
 
@@ -340,10 +371,12 @@ def _read_torch_legacy(path):
         _, system = load(), load()
         if not system['little_endian']:
             raise ValueError(f'{path} was written big-endian, expected little-endian')
-        state = load(_TORCH)
+        state, mapped = load(_TORCH), np.memmap(path, np.uint8, 'r')
         for key in load():
             count, storage = int.from_bytes(file.read(8), 'little'), storages[key]
             if count != storage.count:
                 raise ValueError(f'{path}: storage {key} holds {count} numbers, expected {storage.count}')
-            storage.fill(file.read(count * storage.dtype.itemsize), path)
+            start, size = file.tell(), count * storage.dtype.itemsize
+            storage.fill(mapped[start : start + size], path)
+            file.seek(size, io.SEEK_CUR)
     return state

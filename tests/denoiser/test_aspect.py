@@ -142,7 +142,7 @@ def test_no_parameter_of_packed_rows_depends_on_their_length_or_on_the_windows()
         with pytest.raises(ValueError, match=message):
             change_rows(params, rows, other)
     with pytest.raises(ValueError, match='is a Walt, this one a PackedDenoiser'):
-        change_rows(params, Walt((2, 4, 4, 3)), rows)
+        change_rows(params, Walt((2, 8, 8, 3)), rows)
 
 
 def test_resizing_keeps_lines_and_ends_and_repeats_an_axis_of_one():

@@ -82,13 +82,17 @@ def built(kind, random_parameters):
     return SimpleNamespace(module=module, params=params, run=run)
 
 
+# Fractional positions are a function of place and size, which the tests of positions have.
+KINDS = pytest.mark.parametrize('kind', ['walt', 'dit', pytest.param('fractional', marks=pytest.mark.slow)])
+
+
 @pytest.fixture(scope='module')
 def network(random_parameters):
     """kind -> what `built` returns."""
     return functools.cache(lambda kind: built(kind, random_parameters))
 
 
-@pytest.mark.parametrize('kind', LAYERS)
+@KINDS
 def test_a_clip_in_a_row_is_the_clip_alone_in_values_and_gradients(kind, network):
     """Neighbours have other times and labels. Gradients of the parameters add up."""
     net, some = network(kind), clips()
@@ -126,7 +130,7 @@ def test_a_clip_has_its_own_time_and_its_own_label(network):
         assert changed[1] > 1e-2 and max(changed[0], changed[2]) < 1e-5, changed
 
 
-@pytest.mark.parametrize('kind', LAYERS)
+@KINDS
 def test_what_stands_in_padding_changes_nothing(kind, network):
     net, batch = network(kind), packed(clips())
     padding = batch['segment'] == 0

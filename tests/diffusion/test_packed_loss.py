@@ -33,8 +33,13 @@ def denoise(z, t_BL, cond):
 
 def loss_of(batch, loss=None, seed=0):
     loss = loss or PackedLoss(DiscreteLinear(), self_conditioning=0.5)
-    key_BE = stream(jax.random.key(seed), 'clip', batch['index'])
-    return loss(denoise, batch['tokens'], {name: batch[name] for name in ('segment', 'place', 'size')}, key_BE)
+
+    @jax.jit
+    def run(batch):
+        key_BE = stream(jax.random.key(seed), 'clip', batch['index'])
+        return loss(denoise, batch['tokens'], {name: batch[name] for name in ('segment', 'place', 'size')}, key_BE)
+
+    return run(batch)
 
 
 @pytest.mark.parametrize('gamma', [None, 5.0])

@@ -105,7 +105,7 @@ def test_many_steps_are_the_flow_from_noise_to_clean(schedule, stepper):
 
 @pytest.mark.parametrize('stepper', STEPPERS, ids=_id)
 @pytest.mark.parametrize('schedule', SCHEDULES, ids=_id)
-@pytest.mark.parametrize('steps', [1, 2])
+@pytest.mark.parametrize('steps', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_few_steps_are_finite_and_end_in_the_range_of_the_data(steps, schedule, stepper):
     z0 = _run(jnp.linspace(-3, 3, 9)[None], schedule, stepper, steps)
     assert (np.abs(z0 - MEAN) < 4 * STD).all()

@@ -92,7 +92,7 @@ def test_ddim_tends_to_the_flow_of_a_gaussian(schedule):
     assert errors[2] < errors[1] / 5 < errors[0] / 25 and errors[2] < 1e-2
 
 
-@pytest.mark.parametrize('eta', [0.0, 0.5, 1.0])
+@pytest.mark.parametrize('eta', [0.0, pytest.param(0.5, marks=pytest.mark.slow), 1.0])
 def test_every_eta_samples_the_gaussian(eta):
     mean, std, count = 1.5, 0.5, 40_000
     key_B = _keys(0)

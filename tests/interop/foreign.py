@@ -10,8 +10,30 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 GOLDENS = Path(__file__).parent / 'goldens'
+
+# As google/t5-v1_1-xl, which W.A.L.T takes, as the T5 before it, and as UMT5, but for sizes.
+_T5 = dict(
+    vocab_size=8,
+    d_model=16,
+    d_kv=6,
+    d_ff=24,
+    num_layers=2,
+    num_heads=4,
+    relative_attention_num_buckets=32,
+    layer_norm_epsilon=1e-6,
+    eos_token_id=1,
+)
+T5_CONFIGS = {
+    't5': _T5 | dict(model_type='t5', feed_forward_proj='gated-gelu'),
+    't5_relu': _T5 | dict(model_type='t5', feed_forward_proj='relu'),
+    'umt5': _T5 | dict(model_type='umt5', feed_forward_proj='gated-gelu'),
+}
+T5_WORDS = ('<pad>', '</s>', '<unk>', 'a', 'cat', 'kitten', 'walks', 'strolls')
+# One is so long that its words are in every bucket of distances.
+T5_PROMPTS = ('a cat walks', '', 'a kitten strolls', 50 * 'a cat walks ')
 
 
 def drawn(name: str, shape) -> np.ndarray:
@@ -44,3 +66,21 @@ def without_copies(name: str) -> str:
 
 def dit_weights(shapes: dict) -> dict[str, np.ndarray]:
     return {name: drawn(without_copies(name), shape) for name, shape in shapes.items()}
+
+
+def t5_weights(kind: str) -> dict[str, np.ndarray]:
+    """A state dict, in which the table of tokens has two names."""
+    arrays = weights(shapes(kind))
+    return arrays | {'encoder.embed_tokens.weight': arrays['shared.weight']}
+
+
+def t5_folder(folder: Path, kind: str) -> Path:
+    """Writes a model's configuration and vocabulary, as published; its weights are for the caller to write."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = {word: number for number, word in enumerate(T5_WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token='<unk>'))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single='$A </s>', special_tokens=[('</s>', 1)])
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    (folder / 'config.json').write_text(json.dumps(T5_CONFIGS[kind]))
+    return folder

@@ -7,13 +7,11 @@ python -m tests.interop.make_goldens          with the extra `interop` installed
 """
 
 import json
-import tempfile
 
 import numpy as np
 import torch
 import transformers
 from diffusers import AutoencoderKL, DiTTransformer2DModel
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from tests.interop import foreign
 
@@ -46,11 +44,6 @@ DIT = dict(
 )
 XL_2 = dict(sample_size=32, out_channels=8)
 
-# As google/t5-v1_1-xl, which W.A.L.T takes, but for sizes; the words are its whole vocabulary.
-T5 = dict(d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4, feed_forward_proj='gated-gelu')
-WORDS = ('<pad>', '</s>', '<unk>', 'a', 'cat', 'kitten', 'walks', 'strolls')
-PROMPTS = ('a cat walks', '', 'a kitten strolls', 'cat walks a kitten')
-
 
 def shapes_of(module: torch.nn.Module) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
@@ -80,24 +73,16 @@ def dit(arrays: dict[str, np.ndarray], z_BCHW, index_B, label_B) -> np.ndarray:
         return network(*inputs).sample.numpy()
 
 
-def t5_folder(folder) -> transformers.T5EncoderModel:
-    """Saves a T5 as transformers has models on disk, and returns it."""
-    words = {word: number for number, word in enumerate(WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token='<unk>'))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single='$A </s>', special_tokens=[('</s>', 1)])
-    marks = dict(eos_token='</s>', pad_token='<pad>', unk_token='<unk>')
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks).save_pretrained(folder)
-    network = transformers.T5EncoderModel(transformers.T5Config(vocab_size=len(words), **T5))
-    weights = foreign.weights(shapes_of(network))
-    weights['encoder.embed_tokens.weight'] = weights['shared.weight']
-    with_weights(network, weights).save_pretrained(folder)
-    return network
+def t5_encoder(kind: str) -> transformers.PreTrainedModel:
+    """Of a kind of `foreign.T5_CONFIGS`."""
+    config = transformers.AutoConfig.for_model(**foreign.T5_CONFIGS[kind])
+    encoder = transformers.UMT5EncoderModel if kind == 'umt5' else transformers.T5EncoderModel
+    return encoder(config)
 
 
-def t5(network: transformers.T5EncoderModel, prompt: str) -> np.ndarray:
+def t5(network: transformers.PreTrainedModel, prompt: str) -> np.ndarray:
     """Last hidden states of a prompt's words and </s>: (words + 1, width)."""
-    ids = [WORDS.index(word) for word in prompt.split()] + [1]
+    ids = [foreign.T5_WORDS.index(word) for word in prompt.split()] + [1]
     with torch.no_grad():
         return network(input_ids=torch.tensor([ids])).last_hidden_state[0].numpy()
 
@@ -116,7 +101,7 @@ def main() -> None:
             'autoencoder_kl_sd': AutoencoderKL(**STABLE_DIFFUSION),
             'dit': DiTTransformer2DModel(**DIT),
             'dit_xl_2': DiTTransformer2DModel(**XL_2),
-        }
+        } | {kind: t5_encoder(kind) for kind in foreign.T5_CONFIGS}
     for name, network in networks.items():
         lines = [f'{json.dumps(key)}: {shape}' for key, shape in shapes_of(network).items()]
         (foreign.GOLDENS / f'{name}.json').write_text('{\n' + ',\n'.join(lines) + '\n}\n')
@@ -130,10 +115,10 @@ def main() -> None:
     positions = DiTTransformer2DModel(**DIT).pos_embed.pos_embed.numpy()
     np.savez_compressed(foreign.GOLDENS / 'dit.npz', **inputs, prediction=made, positions=positions)
 
-    with tempfile.TemporaryDirectory() as folder:
-        network = t5_folder(folder)
-    states = {f'states{number}': t5(network, prompt) for number, prompt in enumerate(PROMPTS)}
-    np.savez_compressed(foreign.GOLDENS / 't5.npz', prompts=np.array(PROMPTS), **states)
+    for kind in foreign.T5_CONFIGS:
+        network = with_weights(t5_encoder(kind), foreign.t5_weights(kind))
+        states = {f'states{number}': t5(network, prompt) for number, prompt in enumerate(foreign.T5_PROMPTS)}
+        np.savez_compressed(foreign.GOLDENS / f'{kind}.npz', **states)
 
 
 if __name__ == '__main__':

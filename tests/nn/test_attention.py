@@ -93,12 +93,13 @@ def test_cross_attention_is_its_definition(qk_norm, x_of_frames, text, random_pa
     """Window g of a row asks; keys and values are of [window, the tokens of the row's text g % 2 that are there]."""
     layer, (tokens_BTSD, mask_BTS) = CrossAttention(HEADS, qk_norm), text
     params = random_parameters(layer, x_of_frames, *text)
-    got = layer.apply({'params': params}, x_of_frames, *text)
+    got = jax.jit(layer.apply)({'params': params}, x_of_frames, *text)
+    params, x_of_frames, tokens_BTSD = jax.tree.map(np.asarray, (params, x_of_frames, tokens_BTSD))
     for b, g in np.ndindex(2, 6):
         x_PD, tokens_SD = x_of_frames[b, g], tokens_BTSD[b, g % 2][np.asarray(mask_BTS[b, g % 2])]
         known_MD = np.concatenate([x_PD, tokens_SD])
-        q = jnp.einsum('pd,dnk->pnk', x_PD, params['q']['kernel']) + params['q']['bias']
-        k, v = np.moveaxis(jnp.einsum('md,dsnk->msnk', known_MD, params['kv']['kernel']) + params['kv']['bias'], 1, 0)
+        q = np.einsum('pd,dnk->pnk', x_PD, params['q']['kernel']) + params['q']['bias']
+        k, v = np.moveaxis(np.einsum('md,dsnk->msnk', known_MD, params['kv']['kernel']) + params['kv']['bias'], 1, 0)
         if qk_norm:
             q, k = norm(q, params['q_norm']), norm(k, params['k_norm'])
         y = np.einsum('npm,mnk->pnk', nn.softmax(np.einsum('pnk,mnk->npm', q, k) / np.sqrt(4)), v)
@@ -113,7 +114,7 @@ def test_no_gradient_reaches_masked_tokens_or_the_text_of_another_frame(x_of_fra
     def first_frame(tokens_BTSD):
         return jnp.square(layer.apply({'params': params}, x_of_frames, tokens_BTSD, mask_BTS)[0, ::2]).sum()
 
-    reached_BTS = np.abs(jax.grad(first_frame)(tokens_BTSD)).max(-1) > 0
+    reached_BTS = np.abs(jax.jit(jax.grad(first_frame))(tokens_BTSD)).max(-1) > 0
     first = np.zeros((2, 2, 1), bool)
     first[0, 0] = True
     np.testing.assert_array_equal(reached_BTS, mask_BTS & first)

@@ -157,3 +157,18 @@ def test_with_strides_the_odd_zero_is_behind(rng):
     )
     assert y.shape == (1, 1, 3, 4, 3)
     np.testing.assert_allclose(y[:, 0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(('channels_in', 'channels_out'), [(9, 12), (12, 9)], ids=['widens', 'narrows'])
+def test_zeros_of_the_convolution_itself_are_those_of_padding_and_so_are_the_gradients(channels_in, channels_out, rng):
+    x_BTHWC = jnp.asarray(rng.normal(size=(2, 3, 5, 4, channels_in)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(2, 3, 3, channels_in, channels_out)), jnp.float32)
+    zeros_hw = ((1, 2), (0, 1))
+
+    def loss(convolved):
+        return lambda x, kernel: jnp.sum(jnp.sin(convolved(x, kernel)))
+
+    ours = loss(lambda x, kernel: conv3d_decomposed(x, kernel, (1, 1, 1), zeros_hw))
+    padded = loss(lambda x, kernel: conv3d_native(jnp.pad(x, ((0, 0), (0, 0), *zeros_hw, (0, 0))), kernel, (1, 1, 1)))
+    for one, other in zip(*(jax.jit(jax.grad(form, argnums=(0, 1)))(x_BTHWC, kernel) for form in (ours, padded))):
+        np.testing.assert_allclose(one, other, atol=1e-4)

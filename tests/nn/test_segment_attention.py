@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from walt.nn import segment_attention as module
 from walt.nn.attention import Attention
@@ -34,24 +35,26 @@ def row(rng):
 
 def value_and_gradients(attend, q, k, v, ids):
     weight = jnp.cos(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape)
-    return jax.value_and_grad(lambda *qkv: (attend(*qkv, ids) * weight).sum(), (0, 1, 2))(q, k, v)
+    return jax.jit(jax.value_and_grad(lambda *qkv: (attend(*qkv, ids) * weight).sum(), (0, 1, 2)))(q, k, v)
 
 
 @pytest.mark.parametrize('kernel', KERNELS)
 def test_the_kernels_are_the_mask_in_values_and_gradients(kernel, row, monkeypatch):
-    expected = segment_attention(*row), value_and_gradients(segment_attention, *row)
+    expected = jax.jit(segment_attention)(*row), value_and_gradients(segment_attention, *row)
     monkeypatch.setitem(module.WAYS, 'cpu', functools.partial(KERNELS[kernel], interpret=True))
-    got = segment_attention(*row), value_and_gradients(segment_attention, *row)
+    got = jax.jit(lambda *row: segment_attention(*row))(*row), value_and_gradients(segment_attention, *row)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5), got, expected)
 
 
 def test_a_segment_is_attention_over_its_tokens_alone(row):
     q, k, v, ids = row
-    y = segment_attention(*row)
+    y = jax.jit(segment_attention)(*row)
     for b in range(2):
         for segment in set(np.asarray(ids[b])) - {0}:
             (own,) = np.nonzero(ids[b] == segment)
-            alone = jax.nn.dot_product_attention(q[b, own], k[b, own], v[b, own])
+            q_LNK, k_LNK, v_LNK = (np.asarray(x[b])[own] for x in (q, k, v))
+            weights = softmax(np.einsum('lnk,mnk->nlm', q_LNK, k_LNK) / 4, axis=-1)
+            alone = np.einsum('nlm,mnk->lnk', weights, v_LNK)
             np.testing.assert_allclose(y[b, own], alone, atol=1e-5)
 
 
@@ -81,9 +84,11 @@ def test_the_layer_in_a_packed_row_is_the_layer_in_windows(rng, random_parameter
     angles_PA = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
     layer = Attention(2)
     params = random_parameters(layer, x_BGPD, None, angles_PA)
-    windows = layer.apply({'params': params}, x_BGPD, None, angles_PA)
+    windows = jax.jit(layer.apply)({'params': params}, x_BGPD, None, angles_PA)
     ids_BL = jnp.broadcast_to(jnp.repeat(jnp.arange(1, 4), 5), (2, 15))
-    row = layer.apply({'params': params}, x_BGPD.reshape(2, 1, 15, 12), None, jnp.tile(angles_PA, (3, 1)), None, ids_BL)
+    row = jax.jit(layer.apply)(
+        {'params': params}, x_BGPD.reshape(2, 1, 15, 12), None, np.tile(angles_PA, (3, 1)), None, ids_BL
+    )
     np.testing.assert_allclose(row.reshape(windows.shape), windows, atol=1e-5)
 
 

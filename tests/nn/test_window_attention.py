@@ -48,7 +48,7 @@ def value_and_gradients(layer, params, args, weight):
         y = layer.apply({'params': params}, *(given.get(i, arg) for i, arg in enumerate(args)))
         return (y * weight).sum(), y
 
-    (_, y), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, [args[i] for i in floats])
+    (_, y), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, [args[i] for i in floats])
     return y, gradients
 
 
@@ -90,7 +90,7 @@ def test_many_windows_an_odd_number_of_them_and_large_logits(rng):
         y = jnp.einsum('wkm,wmp->wkp', v, jax.nn.softmax(logits_WMP, axis=1))
         return jnp.square(y).sum(), y
 
-    (of_fused, y_fused), (of_dense, y_dense) = (jax.grad(f, has_aux=True)(bias) for f in (fused, dense))
+    (of_fused, y_fused), (of_dense, y_dense) = (jax.jit(jax.grad(f, has_aux=True))(bias) for f in (fused, dense))
     np.testing.assert_allclose(y_fused, y_dense, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(of_fused, of_dense, rtol=1e-4, atol=1e-2)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,10 +18,15 @@ from walt.training.checkpoints import latest_step
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope='module')
-def two(tmp_path_factory):
-    """What both processes wrote: `folder`, and `results`, one of each."""
+# A tokenizer too is trained in two processes by `test_resume_proof.py`.
+@pytest.fixture(
+    scope='module', params=[['denoiser'], pytest.param(['tokenizer', 'denoiser'], marks=pytest.mark.slow)], ids=' '.join
+)
+def two(request, trained, tmp_path_factory):
+    """What both processes wrote: `folder`, and `results`, one of each; `tasks` that they trained."""
     folder = tmp_path_factory.mktemp('two')
+    if 'tokenizer' not in request.param:
+        shutil.copytree(trained.folder / 'tokenizer', folder / 'tokenizer')
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = str(free.getsockname()[1])
@@ -28,7 +34,7 @@ def two(tmp_path_factory):
     command = [sys.executable, HERE / 'two_processes.py', port]
     logs = [(folder / f'{process}.log').open('w') for process in range(2)]
     processes = [
-        subprocess.Popen([*command, str(number), folder], env=environment, stdout=log, stderr=log)
+        subprocess.Popen([*command, str(number), folder, *request.param], env=environment, stdout=log, stderr=log)
         for number, log in enumerate(logs)
     ]
     try:
@@ -38,7 +44,7 @@ def two(tmp_path_factory):
             process.kill()
     assert codes == [0, 0], [(folder / f'{process}.log').read_text()[-3000:] for process in range(2)]
     results = [json.loads((folder / f'{process}.json').read_text()) for process in range(2)]
-    return SimpleNamespace(folder=folder, results=results)
+    return SimpleNamespace(folder=folder, results=results, tasks=request.param)
 
 
 def metrics(workdir):
@@ -46,13 +52,13 @@ def metrics(workdir):
     return [{key: value for key, value in row.items() if key != 'train/steps_per_second'} for row in rows]
 
 
-@pytest.mark.parametrize('task', ['tokenizer', 'denoiser'])
-def test_losses_and_validation_are_those_of_one_device(two, trained, task):
+def test_losses_and_validation_are_those_of_one_device(two, trained):
     """Also the denoiser's, whose tokenizer and latents went through the disk; and each line is written once."""
-    ours, theirs = metrics(two.folder / task), metrics(trained.folder / task)
-    assert [(row['step'], sorted(row)) for row in ours] == [(row['step'], sorted(row)) for row in theirs]
-    for row, other in zip(ours, theirs):
-        np.testing.assert_allclose(list(row.values()), [other[key] for key in row], rtol=3e-6, atol=1e-6)
+    for task in two.tasks:
+        ours, theirs = metrics(two.folder / task), metrics(trained.folder / task)
+        assert [(row['step'], sorted(row)) for row in ours] == [(row['step'], sorted(row)) for row in theirs]
+        for row, other in zip(ours, theirs):
+            np.testing.assert_allclose(list(row.values()), [other[key] for key in row], rtol=3e-6, atol=1e-6)
 
 
 def test_parameters_were_split_between_the_processes(two):

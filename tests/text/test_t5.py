@@ -1,87 +1,139 @@
-"""T5 through transformers, on a tiny random model that the test makes. Skipped where PyTorch is not installed."""
+"""T5 from a folder as others publish it: which files are read, and what is refused."""
 
-import logging
+import json
+import re
+import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from interop import foreign
 
 from walt.text.t5 import T5
+from walt.weights import write_safetensors
+
+PROMPTS = ['a cat walks', '', 'a kitten strolls']
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    """A T5 of width 16 whose words are those of a few captions."""
-    torch = pytest.importorskip('torch', reason="optional: pip install -e '.[t5]'")
-    transformers = pytest.importorskip('transformers', reason="optional: pip install -e '.[t5]'")
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+def expected(t5_folder):
+    return T5(t5_folder('t5'), length=8).encode(PROMPTS)
 
-    folder = str(tmp_path_factory.mktemp('t5'))
-    vocabulary = ('<pad>', '</s>', '<unk>', 'a', 'cat', 'kitten', 'walks', 'strolls')
-    words = {word: number for number, word in enumerate(vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token='<unk>'))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single='$A </s>', special_tokens=[('</s>', 1)])
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token='</s>', pad_token='<pad>', unk_token='<unk>', model_max_length=5
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.T5Config(
-        vocab_size=len(words), d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4, feed_forward_proj='gated-gelu'
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model without weights."""
+    return foreign.t5_folder(tmp_path / 'model', 't5')
+
+
+def split_in_two(arrays, folder, pattern, write):
+    """Two files and their index."""
+    names = sorted(arrays)
+    where = {name: pattern.format(1 + number % 2) for number, name in enumerate(names)}
+    for part in set(where.values()):
+        write(folder / part, {name: arrays[name] for name in names if where[name] == part})
+    index = f'{pattern.split("-")[0]}.{pattern.split(".")[-1]}.index.json'
+    (folder / index).write_text(json.dumps({'weight_map': where}))
+
+
+@pytest.mark.parametrize('kind', ['one state dict', 'parts of safetensors', 'parts of state dicts'])
+def test_weights_are_read_from_files_of_all_published_kinds(kind, folder, expected, write_torch):
+    arrays = foreign.t5_weights('t5')
+    if kind == 'one state dict':
+        write_torch(folder / 'pytorch_model.bin', arrays)
+    elif kind == 'parts of safetensors':
+        split_in_two(
+            arrays, folder, 'model-0000{}-of-00002.safetensors', lambda path, part: write_safetensors(path, part, {})
+        )
+    else:
+        split_in_two(arrays, folder, 'pytorch_model-0000{}-of-00002.bin', write_torch)
+    found = T5(str(folder), length=8).encode(PROMPTS)
+    np.testing.assert_array_equal(found.embeddings_BSD, expected.embeddings_BSD)
+    np.testing.assert_array_equal(found.mask_BS, expected.mask_BS)
+
+
+def test_states_are_those_of_transformers_and_0_after_the_mark(expected):
+    states = foreign.golden('t5')['states0']
+    np.testing.assert_allclose(expected.embeddings_BSD[0, :4], states, atol=1e-4)
+    assert (
+        expected.mask_BS.sum(axis=1).tolist() == [4, 1, 4] and (expected.embeddings_BSD[~expected.mask_BS] == 0).all()
     )
-    transformers.T5EncoderModel(config).bfloat16().save_pretrained(folder)
-    return folder
 
 
-@pytest.fixture(scope='module')
-def encoder(folder):
-    return T5(folder, length=8)
+def test_a_model_that_is_no_folder_is_fetched_by_its_name_weights_last(t5_folder, monkeypatch, expected):
+    asked = []
+
+    def snapshot_download(model, allow_patterns):
+        asked.append((model, allow_patterns))
+        return t5_folder('t5')
+
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', SimpleNamespace(snapshot_download=snapshot_download))
+    encoder = T5('someone/t5', length=8)
+    assert asked == [('someone/t5', ['config.json', 'tokenizer.json', 'spiece.model'])]
+    np.testing.assert_array_equal(encoder.encode(PROMPTS).embeddings_BSD, expected.embeddings_BSD)
+    assert asked[1:] == [('someone/t5', ['model*.safetensors', 'model.safetensors.index.json'])]
 
 
-def test_states_are_those_of_the_model(folder, encoder):
-    import torch
-    from transformers import T5EncoderModel
-
-    assert (encoder.length, encoder.width) == (8, 16)
-    embeddings_BSD, mask_BS = encoder.encode(['a cat walks'])
-    ids = torch.tensor([[3, 4, 6, 1]])
-    with torch.no_grad():
-        expected = T5EncoderModel.from_pretrained(folder).float()(input_ids=ids).last_hidden_state[0].numpy()
-    np.testing.assert_allclose(embeddings_BSD[0, :4], expected, atol=1e-5)
-    assert embeddings_BSD.dtype == np.float32 and mask_BS.tolist() == [[True] * 4 + [False] * 4]
-    assert (embeddings_BSD[0, 4:] == 0).all()
-
-
-def test_a_prompt_has_the_same_values_in_every_batch(encoder):
-    prompts = ['a cat walks', '', 'a kitten', 'strolls'] * 5
-    together = encoder.encode(prompts)
-    assert together.mask_BS.sum(axis=1).tolist() == [4, 1, 3, 2] * 5
-    for row in range(4):
-        alone = encoder.encode([prompts[row]]).embeddings_BSD[0]
-        np.testing.assert_array_equal(alone, together.embeddings_BSD[row])
-        np.testing.assert_allclose(alone, together.embeddings_BSD[row + 16], atol=1e-6)
-
-
-def test_a_prompt_that_is_cut_ends_with_the_mark_and_is_named(folder, caplog):
-    encoder = T5(folder, length=3)
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            cut = encoder.encode(['a cat strolls walks']).embeddings_BSD
-    np.testing.assert_allclose(cut, encoder.encode(['a cat']).embeddings_BSD, atol=1e-6)
-    said = [record.getMessage() for record in caplog.records if 'is cut to' in record.getMessage()]
-    assert said == ["a prompt of 5 tokens is cut to 3: 'a cat strolls walks'"]
+def test_a_vocabulary_of_sentencepiece_is_read_where_there_is_no_tokenizer_json(folder):
+    """Pieces are those of the library, and then </s>."""
+    sentencepiece = pytest.importorskip('sentencepiece', reason="optional: pip install -e '.[t5]'")
+    (folder / 'tokenizer.json').unlink()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(['a cat walks', 'a kitten strolls', 'cats walk'] * 20),
+        model_prefix=str(folder / 'spiece'),
+        vocab_size=16,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    arrays = foreign.t5_weights('t5')
+    for name in ('shared.weight', 'encoder.embed_tokens.weight'):
+        arrays[name] = np.resize(arrays['shared.weight'], (16, 16))
+    write_safetensors(folder / 'model.safetensors', arrays, {})
+    config = foreign.T5_CONFIGS['t5'] | {'vocab_size': 16}
+    (folder / 'config.json').write_text(json.dumps(config))
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / 'spiece.model'))
+    mask_BS = T5(str(folder), length=24).encode(PROMPTS).mask_BS
+    assert mask_BS.sum(axis=1).tolist() == [1 + len(pieces.encode(prompt)) for prompt in PROMPTS]
 
 
-def test_another_kind_of_model_is_refused(tmp_path):
-    transformers = pytest.importorskip('transformers', reason="optional: pip install -e '.[t5]'")
-    pytest.importorskip('torch', reason="optional: pip install -e '.[t5]'")
-    transformers.BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a 'bert', expected a T5"):
-        T5(str(tmp_path))
+def test_without_a_library_it_is_said_what_to_install(folder, monkeypatch):
+    for library in ('sentencepiece', 'huggingface_hub'):
+        monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ModuleNotFoundError, match=r"someone/t5 is no folder; .* pip install -e '\.\[t5\]'"):
+        T5('someone/t5')
+    (folder / 'tokenizer.json').rename(folder / 'spiece.model')
+    with pytest.raises(ModuleNotFoundError, match=r"needs sentencepiece: pip install -e '\.\[t5\]'"):
+        T5(str(folder))
 
 
-@pytest.mark.parametrize('missing', ['torch', 'transformers'])
-def test_without_its_libraries_it_is_said_what_to_install(missing, monkeypatch):
-    monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[t5\]'"):
-        T5('google/t5-v1_1-xl')
+def test_files_that_are_missing_are_named(folder):
+    with pytest.raises(FileNotFoundError, match=r"model has none of \['model.safetensors', 'pytorch_model.bin'\]"):
+        T5(str(folder)).encode(PROMPTS)
+    (folder / 'tokenizer.json').unlink()
+    with pytest.raises(FileNotFoundError, match=r"model has none of \['tokenizer.json', 'spiece.model'\]"):
+        T5(str(folder))
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'model_type': 'bert'}, "is a 'bert', expected a T5"),
+        ({'feed_forward_proj': 'gated-silu'}, "has feed_forward_proj 'gated-silu', known are ['gated-gelu', 'relu']"),
+        ({'eos_token_id': 2}, 'ends prompts with [1], expected </s>, 2'),
+    ],
+    ids=str,
+)
+def test_what_is_not_this_network_is_refused(change, message, folder):
+    (folder / 'config.json').write_text(json.dumps(foreign.T5_CONFIGS['t5'] | change))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        T5(str(folder))
+
+
+def test_weights_of_another_network_are_refused_with_the_first_prompts(folder, t5_folder):
+    shutil.copy(f'{t5_folder("t5_relu")}/model.safetensors', folder)
+    with pytest.raises(ValueError, match=r'not expected: encoder\.block\.0\.layer\.1\.DenseReluDense\.wi\.weight'):
+        T5(str(folder)).encode(PROMPTS)

@@ -25,28 +25,34 @@ TOKENIZERS = {
 }
 
 
-@pytest.fixture(scope='module', params=TOKENIZERS, ids=str)
+@pytest.fixture(scope='module')
 def tokenizer(request, random_parameters):
-    """(module, params, the product of its temporal strides)."""
+    """(module, params, the product of its temporal strides, `whole` for it)."""
     module = Tokenizer(**SMALL | TOKENIZERS[request.param])
     stride = math.prod(module.temporal_strides)
-    return module, random_parameters(module, jnp.zeros((1, 1 + stride, 8, 8, 3))), stride
-
-
-def whole(module, params, method, x):
-    return jax.jit(lambda params, x: module.apply({'params': params}, x, method=method))(params, x)
+    params = random_parameters(module, jnp.zeros((1, 1 + stride, 8, 8, 3)))
+    whole = jax.jit(lambda x, method: module.apply({'params': params}, x, method=method), static_argnums=1)
+    return module, params, stride, whole
 
 
 def pixels(rng, *shape):
     return np.float32(rng.uniform(size=shape))
 
 
-@pytest.mark.parametrize('chunk', [1, 2, 3])
+CHUNKS = [(name, chunk) for name in TOKENIZERS for chunk in (1, 2, 3)]
+QUICK = [('strides (2, 2)', 1), *((name, 2) for name in TOKENIZERS)]
+
+
+@pytest.mark.parametrize(
+    ('tokenizer', 'chunk'),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case not in QUICK)) for case in CHUNKS],
+    indirect=['tokenizer'],
+)
 def test_chunks_put_together_are_the_whole_clip(chunk, tokenizer, rng):
-    module, params, stride = tokenizer
+    module, params, stride, whole = tokenizer
     video = pixels(rng, 2, 1 + 6 * stride, 8, 8, 3)
-    z = whole(module, params, 'encode', video)
-    decoded = whole(module, params, 'decode', z)
+    z = whole(video, 'encode')
+    decoded = whole(z, 'decode')
     for k in (0, 1, 5, 6):  # latent frames after the first; by causality a shorter clip has the longer one's values
         frames = 1 + k * stride
         pieces = list(encode_stream(module, params, video[:, :frames], chunk))

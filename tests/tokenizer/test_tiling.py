@@ -40,7 +40,7 @@ def frames(rng, *shape):
     return np.float32(x * np.linspace(0.1, 0.6, shape[2])[:, None, None] + np.linspace(0, 0.4, shape[3])[:, None])
 
 
-@pytest.mark.parametrize('spare', [0, 1])
+@pytest.mark.parametrize('spare', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_tiles_put_together_are_the_whole_frame(spare, tokenizer, rng):
     module, params = tokenizer
     stride = int(np.prod(module.spatial_strides))

@@ -60,8 +60,9 @@ def test_a_step_has_the_loss_at_its_key_and_the_norm_of_its_gradient(step, valid
     after, metrics = step(state, None, batch, key)
     null = batch | {'label': jnp.full(4, 10)}
     np.testing.assert_allclose(metrics['loss'], validation_loss(state.params, None, null, key), rtol=1e-5)
-    difference = jax.tree.map(lambda new, old: (old - new) / 0.1, after.params, state.params)
-    np.testing.assert_allclose(metrics['gradient_norm'], optax.global_norm(difference), rtol=1e-3)
+    difference = jax.tree.map(lambda new, old: (np.asarray(old) - np.asarray(new)) / 0.1, after.params, state.params)
+    norm = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(difference)))
+    np.testing.assert_allclose(metrics['gradient_norm'], norm, rtol=1e-3)
     assert after.step == 1 and set(metrics) == {'loss', 'loss_by_time', 'gradient_norm', 'bad', 'bad_tensors'}
 
 
@@ -72,14 +73,14 @@ def test_the_loss_by_time_is_of_all_rows_and_sums_to_the_loss(step, state, batch
     np.testing.assert_allclose(total / 4, metrics['loss'], rtol=1e-6)
 
 
-@pytest.mark.parametrize('parts', [2, 4])
+@pytest.mark.parametrize('parts', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_step_in_micro_batches_is_the_step_of_the_whole_batch(parts, step, small_denoiser, state, batch):
     in_parts = jax.jit(make_denoiser_step(small_denoiser.module, LOSS, OPTIMIZER, 0.9, ALL_DROPPED, parts))
     (after, metrics), (same, same_metrics) = (f(state, None, batch, jax.random.key(2)) for f in (step, in_parts))
     for name in ('loss', 'gradient_norm'):
         np.testing.assert_allclose(same_metrics[name], metrics[name], rtol=1e-5)
     np.testing.assert_allclose(parts * same_metrics['loss_by_time'], metrics['loss_by_time'], rtol=1e-5)
-    moved = jax.tree.map(lambda new, old: new - old, after.params, state.params)
+    moved = jax.tree.map(lambda new, old: np.asarray(new) - np.asarray(old), after.params, state.params)
     jax.tree.map(
         lambda a, b, move: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(move).max() + 1e-7),
         same.params,
@@ -135,6 +136,7 @@ def test_the_losses_of_clips_and_of_pictures_are_told_apart(joint, frozen):
     assert abs(first['loss_images'] - other['loss_images']) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_dropped_text_has_no_influence_and_the_null_text_of_the_state_has_one(joint, frozen):
     step = jax.jit(make_denoiser_step(joint.module, LOSS, OPTIMIZER, 0.9, ALL_DROPPED))
     other_text = joint.batch | {name: joint.batch[name] + 1 for name in ('text', 'images_text')}

@@ -253,6 +253,7 @@ def test_an_unknown_precision_is_refused_with_the_choices(write):
         write(dtype='float8')
 
 
+@pytest.mark.slow
 def test_training_from_latents_has_the_losses_of_training_from_pixels(write, frozen, small_denoiser):
     """The same clips in the same batches; three steps, so that gradients are compared too."""
     optimizer = optax.sgd(0.1)

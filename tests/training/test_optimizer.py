@@ -83,7 +83,10 @@ def test_weight_decay_shrinks_kernels_and_spares_biases_and_scales(optimizer, sm
         np.testing.assert_allclose(after, decayed * before, rtol=1e-5, err_msg=jax.tree_util.keystr(path))
 
 
-@EVERY
+# The programs' runs train by AdamW; what Adafactor does to a gradient is tested above.
+@pytest.mark.parametrize(
+    'optimizer', [muon, *(pytest.param(each, marks=pytest.mark.slow) for each in (adamw, adafactor))]
+)
 def test_every_optimizer_trains_a_denoiser(optimizer, small_denoiser):
     """The loss of one batch at fixed times and noise falls below two thirds within forty steps."""
     denoiser, loss = small_denoiser.module, DenoisingLoss(DiscreteLinear(), self_conditioning=0.0)

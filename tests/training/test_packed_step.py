@@ -82,6 +82,7 @@ def test_micro_batches_of_different_numbers_of_clips_are_weighed_by_them(average
     np.testing.assert_allclose(of_whole['loss'], of_parts['loss'], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_batch_is_the_mean_of_those_of_its_clips_alone(state):
     some = clips()[:3]
     whole, _ = stepped(state, batch(some))

@@ -47,6 +47,10 @@ def adversarial(tiny_tokenizer, start):
     return objective, state, step, *step(state, jax.random.key(1))
 
 
+def norm(tree) -> float:
+    return np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
+
+
 def test_both_gradients_of_one_pass_are_those_of_each_side_alone(adversarial, batch):
     """By the optimizers' first moments, half of the gradients after one step."""
     objective, state, _, after, metrics = adversarial
@@ -61,16 +65,17 @@ def test_both_gradients_of_one_pass_are_those_of_each_side_alone(adversarial, ba
     def alone(params, opposed):
         return jax.grad(side('tokenizer'))(params, opposed), jax.grad(side('discriminator'), 1)(params, opposed)
 
-    own, other = alone(state.params, state.adversary.params)
+    own, other = jax.device_get(alone(state.params, state.adversary.params))
+    after = jax.device_get(after)
     for gradient, opt_state in [(own, after.opt_state), (other, after.adversary.opt_state)]:
         jax.tree.map(lambda g, mu: np.testing.assert_allclose(2 * mu, g, atol=2e-5), gradient, opt_state[0].mu)
-        assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) > 1e-3
-    np.testing.assert_allclose(metrics['gradient_norm'], optax.global_norm(own), rtol=1e-4)
-    np.testing.assert_allclose(metrics['gradient_norm_discriminator'], optax.global_norm(other), rtol=1e-4)
+        assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient)) > 1e-3
+    np.testing.assert_allclose(metrics['gradient_norm'], norm(own), rtol=1e-4)
+    np.testing.assert_allclose(metrics['gradient_norm_discriminator'], norm(other), rtol=1e-4)
 
 
 def test_both_sides_move_against_their_gradients(adversarial):
-    _, state, _, after, _ = adversarial
+    state, after = jax.device_get((adversarial[1], adversarial[3]))
     sides = (
         (state.params, after.params, after.opt_state),
         (
@@ -82,7 +87,7 @@ def test_both_sides_move_against_their_gradients(adversarial):
     for before, now, opt_state in sides:
         against = jax.tree.map(lambda p, q, mu: ((p - q) * mu).sum(), before, now, opt_state[0].mu)
         assert sum(jax.tree.leaves(against)) > 0
-        moved = jax.tree.map(lambda p, q: float(jnp.abs(p - q).max()), before, now)
+        moved = jax.tree.map(lambda p, q: float(np.abs(p - q).max()), before, now)
         assert max(jax.tree.leaves(moved)) > 1e-3
 
 
@@ -144,7 +149,10 @@ BOTTLENECKS = {
 }
 
 
-@pytest.mark.parametrize('name', BOTTLENECKS)
+# Runs of the programs train without a bottleneck and with 'vq'; 'kl' draws, 'lfq' passes gradients through its codes.
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=[pytest.mark.slow] * (name not in ('kl', 'lfq'))) for name in BOTTLENECKS]
+)
 def test_every_bottleneck_trains(name, tiny_tokenizer, start):
     """Sixty steps on four clips: the error falls to a third, and a discrete one uses more than three codes."""
     bottleneck, weights = BOTTLENECKS[name]

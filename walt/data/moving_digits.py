@@ -20,7 +20,6 @@ import dataclasses
 import einops
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from walt.data.draws import check_stream, element_draws
 
@@ -166,6 +165,8 @@ class MovingDigits:
 
 def digit_scans(split: str) -> tuple[np.ndarray, np.ndarray]:
     """The split's scans as they are, uint8 (N, 8, 8), and their classes, int (N,)."""
+    from sklearn.datasets import load_digits  # a third of the start of every program, which most data do not need
+
     scans_NHW, labels_N = load_digits(return_X_y=True)
     scans_NHW = (scans_NHW.reshape(-1, 8, 8).astype(np.int64) * 255 // 16).astype(np.uint8)
     rank_N = np.zeros_like(labels_N)  # a scan's place among those of its class

@@ -205,4 +205,5 @@ def blocks(layers: tuple[tuple[str, Triple, Triple], ...], spec: LayerSpec, leng
         split_rngs={'params': True},
         in_axes=nn.broadcast,
         metadata_params={nn.PARTITION_NAME: 'layers'},
+        check_constancy_invariants=False,  # which would trace the layers once more
     )(layers, spec, name='blocks')

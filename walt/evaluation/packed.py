@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from walt.evaluation.judge import PackedJudge
+from walt.evaluation.packed_judge import PackedJudge
 from walt.generation.packed_stage import PackedStage, read_shape
 
 

@@ -12,8 +12,9 @@ from tqdm import tqdm
 from walt.data.moving_digits import DIRECTIONS
 from walt.denoiser.conditions import upsampling
 from walt.evaluation.clips import Clips
-from walt.evaluation.judge import Judge, PackedJudge, agreement
+from walt.evaluation.judge import Judge, agreement
 from walt.evaluation.motion import centres, headings
+from walt.evaluation.packed_judge import PackedJudge
 from walt.evaluation.quality import psnr
 from walt.evaluation.retrieval import embed, ranks, retrieval
 from walt.features.perceptual import PerceptualDistance

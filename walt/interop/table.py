@@ -144,23 +144,28 @@ class Table:
                 wrong.append(
                     f'  {part.theirs} is {apart:.2g} from what is computed here, at most {tolerance:.2g} is allowed'
                 )
-        arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
         wrong += [line for row in self.rows for line in self._differing_copies(row, arrays)]
         if wrong:
             raise ValueError(f'{source} does not fit:\n' + '\n'.join(wrong))
-        return nested({row.ours: self._to_ours(row, arrays) for row in self.rows})
+        shapes = flat(shapes)
+        return nested({row.ours: self._to_ours(row, arrays, shapes[row.ours].shape) for row in self.rows})
 
-    def _to_ours(self, row: Row, arrays: Arrays) -> np.ndarray:
-        parts = {place: arrays[name] for place, name in self._names(row)}
-        extents = [1 if slot in row.copies else len(self.slots[slot]) for slot in row.slots]
-        kept = [parts[place] for place in itertools.product(*map(range, extents))]
-        stacked = np.stack(kept).reshape(*extents, *kept[0].shape)
-        # A copied axis has one entry here: it is the 1 that einops lets a pattern drop.
-        left = ' '.join('1' if axis in row.copies else axis for axis in row.left.split())
-        array = rearrange(stacked, f'{left} -> {row.right}', **self._sizes_of(row, row.copies))
-        for axis, order in row.order.items():
-            array = array[_along(row.right, axis, np.asarray(order))]
-        return np.ascontiguousarray(array)
+    def _to_ours(self, row: Row, arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        """Each array goes right to its place in ours, so that nothing is held twice."""
+        ours, sizes = np.empty(shape, np.float32), self._sizes_of(row, row.copies)
+        slots, axes = [slot for slot in row.slots if slot not in row.copies], row.left.split()[len(row.slots) :]
+        single = re.sub(r'[()]', '', ' '.join(axes))
+        places = rearrange(ours, f'{row.right} -> {" ".join(slots)} {single}', **sizes)
+        sizes = {axis: size for axis, size in sizes.items() if axis not in slots}
+        for place, name in self._names(row):
+            at = dict(zip(row.slots, place))
+            if any(at[slot] for slot in row.copies):
+                continue
+            array = rearrange(arrays[name], f'{" ".join(axes)} -> {single}', **sizes)
+            for axis, order in row.order.items():
+                array = array[_along(single, axis, np.asarray(order))]
+            places[tuple(at[slot] for slot in slots)] = array
+        return ours
 
     def _differing_copies(self, row: Row, arrays: Arrays) -> list[str]:
         copied, first = [row.slots.index(slot) for slot in row.copies], {}

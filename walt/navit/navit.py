@@ -103,6 +103,7 @@ class Navit(nn.Module):
             split_rngs={'params': True},
             in_axes=nn.broadcast,
             metadata_params={nn.PARTITION_NAME: 'layers'},
+            check_constancy_invariants=False,  # which would trace the layers once more
         )
         x_BLD, _ = layers(self.heads, hidden, self.qk_norm, self.dtype, name='blocks')(x_BLD, segment_BL)
 

@@ -14,6 +14,7 @@ counts a kernel's gradient twice where rows are split along one axis of the mesh
 convolutions of a row or two for each device wrong where it has laid them out itself.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -29,6 +30,9 @@ from walt.nn.shards import shards
 from walt.precision import PARAM_DTYPE
 
 Triple = tuple[int, int, int]
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+UNPADDED: Pads = ((0, 0), (0, 0))
 
 # A device has as many rows as this, or all. With fewer there are more borders than rows.
 _LEAST_ROWS = 4
@@ -44,14 +48,18 @@ def conv3d_native(x_BTHWC, kernel_THWIO, strides: Triple):
     )
 
 
-def conv3d_decomposed(x_BTHWC, kernel_THWIO, strides: Triple):
-    """The same as `conv3d_native`, from 2-D convolutions of frames."""
+def conv3d_decomposed(x_BTHWC, kernel_THWIO, strides: Triple, zeros_hw: Pads = UNPADDED):
+    """The same as `conv3d_native`, from 2-D convolutions of frames.
+
+    Zeros around the rows and columns are the 2-D convolution's own: padded before a frame becomes a picture, they cost
+    more than half as much again, since XLA does not see through the reshape between.
+    """
     if strides == (1, 1, 1):
-        return _unstrided(x_BTHWC, kernel_THWIO)
-    return _from_2d(x_BTHWC, kernel_THWIO, strides)
+        return _unstrided(x_BTHWC, kernel_THWIO, zeros_hw)
+    return _from_2d(x_BTHWC, kernel_THWIO, strides, zeros_hw)
 
 
-def _from_2d(x_BTHWC, kernel_THWIO, strides: Triple):
+def _from_2d(x_BTHWC, kernel_THWIO, strides: Triple, zeros_hw: Pads):
     """Where the sum over the k_t time offsets is taken depends on the channels. In general it is a sum of k_t
     convolutions; with few channels coming in, one convolution of k_t frames side by side in the channels; with few
     going out, one convolution to k_t times the channels, whose parts are shifted and summed.
@@ -69,7 +77,7 @@ def _from_2d(x_BTHWC, kernel_THWIO, strides: Triple):
             rearrange(frames_BTHWC, 'B T H W C -> (B T) H W C'),
             kernel_HWIO,
             strides_hw,
-            'VALID',
+            zeros_hw,
             dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
         )
         return rearrange(y, '(B T) H W C -> B T H W C', B=batch)
@@ -83,26 +91,30 @@ def _from_2d(x_BTHWC, kernel_THWIO, strides: Triple):
     return sum(conv2d(seen_from(offset, x_BTHWC), kernel_THWIO[offset]) for offset in range(offsets))
 
 
-@jax.custom_vjp
-def _unstrided(x_BTHWC, kernel_THWIO):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _unstrided(x_BTHWC, kernel_THWIO, zeros_hw: Pads):
     """With another gradient by the input where channels become more.
 
     The gradient that comes with a convolution is one too, over frames with k - 1 zeros around them: of small frames
     that is mostly zeros. Products of every position with every tap, added up where they belong, have none.
     """
-    return _from_2d(x_BTHWC, kernel_THWIO, (1, 1, 1))
+    return _from_2d(x_BTHWC, kernel_THWIO, (1, 1, 1), zeros_hw)
 
 
-def _forward(x_BTHWC, kernel_THWIO):
-    return _unstrided(x_BTHWC, kernel_THWIO), (x_BTHWC, kernel_THWIO)
+def _forward(x_BTHWC, kernel_THWIO, zeros_hw: Pads):
+    return _unstrided(x_BTHWC, kernel_THWIO, zeros_hw), (x_BTHWC, kernel_THWIO)
 
 
-def _backward(inputs, gradient_BTHWO):
+def _backward(zeros_hw: Pads, inputs, gradient_BTHWO):
     x_BTHWC, kernel_THWIO = inputs
     *_, channels_in, channels_out = kernel_THWIO.shape
-    _, pull_back = jax.vjp(lambda x, kernel: _from_2d(x, kernel, (1, 1, 1)), x_BTHWC, kernel_THWIO)
+    _, pull_back = jax.vjp(lambda x, kernel: _from_2d(x, kernel, (1, 1, 1), zeros_hw), x_BTHWC, kernel_THWIO)
     by_x, by_kernel = pull_back(gradient_BTHWO)
-    return (_by_products(gradient_BTHWO, kernel_THWIO) if channels_out > channels_in else by_x), by_kernel
+    if channels_out > channels_in:
+        (top, _), (left, _) = zeros_hw
+        height, width = x_BTHWC.shape[2:4]
+        by_x = _by_products(gradient_BTHWO, kernel_THWIO)[:, :, top : top + height, left : left + width]
+    return by_x, by_kernel
 
 
 def _by_products(gradient_BTHWO, kernel_THWIO):
@@ -124,13 +136,15 @@ def _by_products(gradient_BTHWO, kernel_THWIO):
 _unstrided.defvjp(_forward, _backward)
 
 
-def conv3d(x_BTHWC, kernel_THWIO, strides: Triple = (1, 1, 1)):
-    """A valid 3-D convolution, in the form that the platform it is compiled for runs fastest."""
+def conv3d(x_BTHWC, kernel_THWIO, strides: Triple = (1, 1, 1), zeros_hw: Pads = UNPADDED):
+    """A 3-D convolution with zeros before and behind rows and columns, and else valid, in the form that the platform it
+    is compiled for runs fastest."""
+    around = ((0, 0), (0, 0), *zeros_hw, (0, 0))
     return lax.platform_dependent(
         x_BTHWC,
         kernel_THWIO,
-        cpu=lambda x, kernel: conv3d_decomposed(x, kernel, strides),
-        default=lambda x, kernel: conv3d_native(x, kernel, strides),
+        cpu=lambda x, kernel: conv3d_decomposed(x, kernel, strides, zeros_hw),
+        default=lambda x, kernel: conv3d_native(jnp.pad(x, around), kernel, strides),
     )
 
 
@@ -184,20 +198,20 @@ class SameConv3d(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTHWC):
-        around = [((k - s) // 2, (k - s + 1) // 2) for k, s in zip(self.kernel, self.strides)]
-        x_BTHWC = jnp.pad(spread(x_BTHWC), [(0, 0), *around, (0, 0)])
+        in_time, *zeros_hw = [((k - s) // 2, (k - s + 1) // 2) for k, s in zip(self.kernel, self.strides)]
+        x_BTHWC = jnp.pad(spread(x_BTHWC), [(0, 0), in_time, (0, 0), (0, 0), (0, 0)])
         init = initializers.variance_scaling(1.0, 'fan_avg', 'uniform', in_axis=(0, 1, 2, 3), out_axis=4)
-        return _convolve(self, x_BTHWC, init, self.strides)
+        return _convolve(self, x_BTHWC, init, self.strides, tuple(zeros_hw))
 
 
-def _convolve(layer: CausalConv3d | SameConv3d, x_BTHWC, init, strides: Triple = (1, 1, 1)):
-    """The parameters of `layer`, and its convolution of what was padded already."""
+def _convolve(layer: CausalConv3d | SameConv3d, x_BTHWC, init, strides: Triple = (1, 1, 1), zeros_hw: Pads = UNPADDED):
+    """The parameters of `layer`, and its convolution of what was padded already but for `zeros_hw`."""
     shape = (*layer.kernel, x_BTHWC.shape[-1], layer.features)
     axes = ('kernel_t', 'kernel_h', 'kernel_w', *layer.axes)
     kernel = layer.param('kernel', nn.with_logical_partitioning(init, axes), shape, PARAM_DTYPE)
     # Whole at use. Split along both channel axes, XLA's partitioner gets its gradients wrong (openxla/xla#40034).
     kernel = nn.with_logical_constraint(kernel.astype(layer.dtype), (None,) * 5)
-    y = conv3d(x_BTHWC.astype(layer.dtype), kernel, strides)
+    y = conv3d(x_BTHWC.astype(layer.dtype), kernel, strides, zeros_hw)
     if layer.use_bias:
         bias_init = nn.with_logical_partitioning(zeros, (layer.axes[1],))
         y = y + layer.param('bias', bias_init, (layer.features,), PARAM_DTYPE).astype(layer.dtype)

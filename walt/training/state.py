@@ -112,6 +112,7 @@ def create(
     """
     more = [decay_name(decay) for decay in ema_decays(ema_decay)[1:]]
 
+    @jax.jit  # what it is called on twice is traced once
     def new(key):
         params = init(key)['params']
         ema = jax.tree.map(jnp.copy, params)
