@@ -1,13 +1,13 @@
 """Packed rows against padded ones at equal compute: pictures of mixed sizes, the same network, the same positions.
 
-python -m tests.benchmarks.packing [--seconds=120] [--learning_rates=5e-4,1e-3,2e-3]
+python -m tests.benchmarks.packing [--seconds=120] [--learning_rates=2.5e-4,5e-4,1e-3,2e-3]
 
 Data and network of configs/navit_classifier.py without token dropping. A padded row is one picture, and as long as the
 longest; a step has as many positions in both arms, as nearly as whole rows make it. First the arms take turns, step by
 step, and the median processor time of each is printed with what it trained on; then each is trained for so many
 seconds of processor time, half a minute by turns, and read on the same held-out pictures: from the start with every
 learning rate, since a step of fewer pictures may want another, and what counts is the best that each arm can do.
-Processor time, not the clock's, so that what else the machine does counts less. A quarter of an hour of it.
+Processor time, not the clock's, so that what else the machine does counts less. Twenty minutes of it.
 """
 
 import argparse
@@ -130,8 +130,10 @@ def train(config: dict, seconds: float, learning_rates: list[float]) -> None:
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--seconds', type=float, default=120.0, help='for each arm and rate; 0 only takes times')
-    parser.add_argument('--learning_rates', default='5e-4,1e-3,2e-3', help='of which each arm has its best')
+    parser.add_argument('--learning_rates', default='2.5e-4,5e-4,1e-3,2e-3', help='of which each arm has its best')
     args = parser.parse_args()
+    if 0 < args.seconds < TURN:
+        parser.error(f'a turn is {TURN:g} seconds, longer than --seconds={args.seconds:g}')
     config = navit_classifier.get_config().to_dict()
     take_times(config)
     if args.seconds:
