@@ -4,7 +4,7 @@
 #   ./launch/plan_all.sh [CHIP ...]       chips: v5p v6e, both by default
 #
 # Nothing but the compiler is needed, the extra `tpu` of setup.py (libtpu). A row takes one to ten minutes, of a
-# tokenizer more. The whole plans, with collectives and what the time goes to, are in the folder PLANS (runs/plans).
+# tokenizer half an hour and more. The whole plans, with collectives and what the time goes to, are in the folder PLANS (runs/plans).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -25,6 +25,10 @@ walt_t2v_base         4x4x4  16x16
 walt_t2v_base_9x16    4x4x4  16x16
 walt_t2v_sr1          4x4x4  16x16
 walt_t2v_sr2          4x8x8  16x16
+dit_imagenet_b4       2x2x4  4x4
+dit_imagenet_xl2      2x2x4  4x8
+dit_packed            4x4x4  8x8
+walt_packed           4x4x4  8x16
 tokenizer_imagenet    4x4x4  8x8
 tokenizer_ucf101      4x4x4  16x16
 tokenizer_k600        4x4x4  16x16
