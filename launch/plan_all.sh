@@ -4,7 +4,8 @@
 #   ./launch/plan_all.sh [CHIP ...]       chips: v5p v6e, both by default
 #
 # Nothing but the compiler is needed, the extra `tpu` of setup.py (libtpu). A row takes one to ten minutes, of a
-# tokenizer half an hour and more. The whole plans, with collectives and what the time goes to, are in the folder PLANS (runs/plans).
+# tokenizer half an hour and more. The whole plans, with collectives and what the time goes to, are in the folder PLANS
+# (runs/plans).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
