@@ -40,6 +40,7 @@ def test_killed_inside_a_save_and_started_again_it_ends_with_the_same_bits(kille
     assert result['bitwise equal'] and result['same samples'] and result['steps'] == STEPS
 
 
+@pytest.mark.slow  # half a minute; tests/parallel/test_two_processes.py has the training and the save of two processes
 def test_started_again_in_two_processes_of_four_devices_it_ends_with_the_same_parameters(killed):
     shutil.copytree(killed.folder / 'killed', killed.folder / 'spread')
     Life('tokenizer', killed.folder / 'spread', Topology(2, 4, ALL_AXES), [f'--config.steps={STEPS}']).wait()
