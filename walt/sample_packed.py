@@ -8,7 +8,7 @@ same seed gives the same clips, whatever the number of rows sampled together.
 Writes, into `--out` (default: `samples` in the workdir), a png or mp4 for every clip, for each shape the contact sheet
 `SHAPE.png` with a line for each label, and `samples.json`, which says how they were made.
 
-`--classifier=runs/noised --classifier_guidance=2` guides by a classifier of noised rows (`walt.train_classifier` with
+`--classifier=runs/noised --classifier_guidance=5` guides by a classifier of noised rows (`walt.train_classifier` with
 `noising`), beside classifier-free guidance or, with `--guidance=0`, in place of it.
 """
 
