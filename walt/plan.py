@@ -85,6 +85,7 @@ def with_mesh(config: Mapping[str, Any], axes: list[str]) -> dict[str, Any]:
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     jax.config.update('jax_platforms', 'cpu')  # A plan leaves accelerators to those who run.
+    jax.config.update('jax_enable_compilation_cache', False)  # Programs for other machines cannot be read back.
     config = with_mesh(CONFIG.value.to_dict(), MESH.value)
     tokenizer_config = TOKENIZER_CONFIG.value.to_dict() if TOKENIZER_CONFIG.value else None
     machines = [topology(text) for text in TOPOLOGY.value]

@@ -90,9 +90,12 @@ def _compiled(config, topology: Topology, tokenizer_config, phases: Sequence[str
     result = {'phases': {name: _memory(compiled) for name, compiled in made.items()}}
     if 'restore' in phases:
         result['phases']['restore'] = _held(2 * state_bytes(planned), hbm)
+    notes = list(planned.notes)
     if 'train' in made and made['train'].fits:
         result |= _speed(config, topology, tokenizer_config, mesh, made['train'])
-    return result | {'notes': planned.notes}
+        if not made['train'].bundles:
+            notes.append('libtpu gave no schedule: cycles are the early estimates of its compiler, of products only')
+    return result | {'notes': notes}
 
 
 def _memory(compiled: Compiled) -> dict[str, Any]:
@@ -110,7 +113,7 @@ def _speed(config, topology: Topology, tokenizer_config, mesh, compiled: Compile
     found = collectives(module, mesh.shape)
     timed = [(one, seconds_of(one, topology.bandwidth(mesh, one.members))) for one in found]
     hidden, exposed = (sum(s * c.times for c, s in timed if c.asynchronous == asynchronous) for asynchronous in (1, 0))
-    estimate = roofline(module, topology.chip, hidden=hidden, exposed=exposed)
+    estimate = roofline(module, topology.chip, compiled.bundles, hidden=hidden, exposed=exposed)
     per_device = model_flops(config, tokenizer_config=tokenizer_config) * config['batch_size'] / topology.count
     return {
         'flops': {

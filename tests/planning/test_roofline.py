@@ -15,8 +15,8 @@ def module(entry: str, computations: str = ''):
     return parse(f'HloModule m\n\n{computations}\nENTRY %main (x: f32[100]) -> f32[100] {{\n{entry}\n}}\n')
 
 
-def one(entry: str, computations: str = ''):
-    return next(w for w in work(module(entry, computations)) if w.name == 'r')
+def one(entry: str, computations: str = '', **bundles: int):
+    return next(w for w in work(module(entry, computations), bundles) if w.name == 'r')
 
 
 MATRICES = """  %a = f32[10,20]{1,0} parameter(0)
@@ -48,10 +48,25 @@ def test_a_product_is_as_slow_as_its_cycles_arithmetic_or_memory():
     assert (slow.seconds(CHIP), slow.seconds(CHIP, at_best=True)) == (pytest.approx(9.0), pytest.approx(4.4))
 
 
-def test_cycles_of_what_is_no_product_are_not_used():
+def test_of_two_estimates_of_a_product_the_smaller_counts_and_the_cores_share_a_schedule():
+    config = '"window_config":{"estimated_cycles":"9000","iteration_bounds":["4","10","2"]}'
+    product = f'{MATRICES}  ROOT %r = f32[10,30]{{1,0}} dot(%a, %b), backend_config={{{config}}}'
+    product = product.replace('dot(%a, %b)', 'convolution(%a, %b), dim_labels=bf_io->bf')
+    two = dataclasses.replace(CHIP, cores=2)
+    assert one(product, r=100).seconds(CHIP) == pytest.approx(8.0)  # 100 bundles, 80 turns
+    assert one(product, r=200).seconds(CHIP) == pytest.approx(9.0)
+    assert one(product, r=200).seconds(two) == pytest.approx(8.0)
+    assert one(product, r=200).seconds(two, at_best=True) == pytest.approx(4.4)
+
+
+def test_vector_work_takes_its_schedule_and_early_estimates_are_of_products_only():
     text = """  %a = f32[100]{0} parameter(0)
-  ROOT %r = f32[100]{0} negate(%a), backend_config={"window_config":{"estimated_cycles":"9000"}}"""
+  ROOT %r = f32[100]{0} negate(%a), backend_config={"window_config":{"estimated_cycles":"9000",\
+"iteration_bounds":["3"]}}"""
     assert one(text).seconds(CHIP) == pytest.approx(0.8)
+    assert one(text, r=500).seconds(CHIP) == pytest.approx(1.5)
+    assert roofline(module(text), CHIP, {'r': 500}).memory == pytest.approx(1.5)
+    assert roofline(module(text), CHIP, {'r': 500}).at_best == pytest.approx(0.8)
 
 
 SLICED = """%f (p: f32[10,100], i: s32[]) -> f32[1,100] {
@@ -106,14 +121,16 @@ def test_what_lies_in_the_cores_own_memory_costs_no_bandwidth_but_its_copy_does(
     assert roofline(module(text), CHIP).seconds == pytest.approx(0.8)
 
 
-def test_a_kernel_is_as_slow_as_it_says():
-    """2048 exponentials take 22 cycles of one core; of two, 11."""
+def test_a_kernel_says_its_flops_and_its_steps():
+    """110 bundles in each of 200 steps are 22 cycles of one core; of two, 11."""
     text = """  %a = f32[100]{0} parameter(0)
   ROOT %r = f32[100]{0} custom-call(%a), custom_call_target="tpu_custom_call", \
-metadata={op_name="jit(f)/NAME/pallas_call"}, backend_config={"custom_call_config":{"cost_estimate":{"flops":"900000",\
-"transcendentals":"2048","bytes_accessed":"800"}}}"""
-    chips = [dataclasses.replace(CHIP, clock=10.0, cores=cores) for cores in (1, 2)]
-    known, unknown = (one(text.replace('NAME', name)) for name in ('window_attention', 'other'))
+frontend_attributes={kernel_metadata={
+"steps":"200"
+}}, metadata={op_name="jit(f)/kernel/pallas_call"}, backend_config={"custom_call_config":{"cost_estimate":\
+{"flops":"900000","transcendentals":"2048","bytes_accessed":"800"}}}"""
+    chips = [dataclasses.replace(CHIP, clock=1e4, cores=cores) for cores in (1, 2)]
+    known, unknown = one(text, r=110), one(text)
     assert known.flops == unknown.flops == 900000
     assert [known.seconds(chip) for chip in chips] == [pytest.approx(2.2), pytest.approx(1.1)]
     assert unknown.seconds(chips[0]) == known.seconds(chips[0], at_best=True) == pytest.approx(0.9)

@@ -143,13 +143,15 @@ def _root(computation: dict[str, Instruction]) -> Instruction:
 def parse(text: str) -> Module:
     """The module that a `compiled.as_text()` describes. Raises `ValueError` if it has no entry."""
     computations, entry, current = {}, None, None
+    # What a kernel says about itself is printed on lines of its own.
+    text = re.sub(r'kernel_metadata=\{[^{}]*\}', lambda said: said[0].replace('\n', ' '), text)
     for line in text.splitlines():
         if current is None:
             header = _HEADER.match(line)
             if header:
                 current = computations.setdefault(header[2], {})
                 entry = header[2] if header[1] else entry
-        elif line.startswith('}') and not line.startswith('}}'):  # which ends what a kernel says about itself
+        elif line.startswith('}'):
             current = None
         else:
             instruction = _instruction(line)

@@ -13,13 +13,14 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from walt.planning import schedule
 from walt.planning.chips import CHIPS, Chip
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
@@ -56,6 +57,7 @@ class Topology:
             # No device is taken, so there is none to guard from a second process.
             'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
         }
+        schedule.ask()
         try:
             devices = topologies.get_topology_desc(self.text, platform='tpu').devices
         except jax.errors.JaxRuntimeError as error:
@@ -111,6 +113,7 @@ class Compiled:
         capacity: what the compiler has to give, where it said so.
         flops, seconds: the compiler's own counts, a loop's body once.
         compile_seconds: on this machine.
+        bundles: of the final schedule, by instruction (`walt.planning.schedule`).
     """
 
     text: str
@@ -123,6 +126,7 @@ class Compiled:
     seconds: float
     compile_seconds: float
     capacity: int | None = None
+    bundles: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
@@ -138,11 +142,12 @@ def compile_for_tpu(function: Callable, *args: Any, **jit: Any) -> Compiled:
     start = time.perf_counter()
     lowered = jax.jit(function, **jit).trace(*args).lower(lowering_platforms=('tpu',))
     try:
+        schedule.read()  # what is there from before
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         used, capacity = overflow(str(error))
         return Compiled('', 0, 0, 0, 0, used, 0.0, 0.0, time.perf_counter() - start, capacity)
-    seconds = time.perf_counter() - start
+    seconds, bundles = time.perf_counter() - start, schedule.read()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     sizes = (memory.argument_size_in_bytes, memory.temp_size_in_bytes, outputs, memory.generated_code_size_in_bytes)
@@ -153,6 +158,7 @@ def compile_for_tpu(function: Callable, *args: Any, **jit: Any) -> Compiled:
         flops=cost.get('flops', 0.0),
         seconds=cost.get('optimal_seconds', 0.0),
         compile_seconds=seconds,
+        bundles=bundles,
     )
 
 
