@@ -136,6 +136,15 @@ frontend_attributes={kernel_metadata={
     assert unknown.seconds(chips[0]) == known.seconds(chips[0], at_best=True) == pytest.approx(0.9)
 
 
+def test_what_is_scheduled_once_for_several_instructions_counts_for_each():
+    text = """  %a = f32[100]{0} parameter(0)
+  %b = f32[100]{0} negate(%a)
+  %c = f32[100]{0:T(128)} negate(%b)
+  ROOT %r = f32[100]{0} negate(%b)"""
+    found = {w.name: w.bundles for w in work(module(text), {'b': 7})}
+    assert found == {'b': 7, 'r': 7, 'c': 0}  # c lies otherwise
+
+
 def test_collectives_that_nothing_waits_for_hide_behind_the_rest():
     text = """  %a = f32[100]{0} parameter(0)
   ROOT %r = f32[100]{0} negate(%a)"""

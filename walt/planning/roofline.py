@@ -135,13 +135,22 @@ def roofline(
 
 
 def work(module: Module, bundles: Mapping[str, int] = types.MappingProxyType({})) -> list[Work]:
-    """Of every instruction that runs and costs anything, but for collectives; `bundles` as `roofline` has them."""
-    found = []
-    for instruction, times, computation in module.executed():
-        if instruction.opcode in _FREE or instruction.opcode.startswith(_COLLECTIVES):
-            continue
-        if instruction.opcode.endswith('-done'):
-            continue
+    """Of every instruction that runs and costs anything, but for collectives; `bundles` as `roofline` has them.
+
+    Instructions that do the same on arrays that lie alike are scheduled once, under the name of one of them.
+    """
+    found, alike = [], {}
+    running = [
+        (instruction, times, computation)
+        for instruction, times, computation in module.executed()
+        if not (instruction.opcode in _FREE or instruction.opcode.startswith(_COLLECTIVES))
+        and not instruction.opcode.endswith('-done')
+    ]
+    for instruction, _, computation in running:
+        if instruction.name in bundles:
+            alike[_signature(module, instruction, computation)] = bundles[instruction.name]
+    for instruction, times, computation in running:
+        scheduled = bundles.get(instruction.name) or alike.get(_signature(module, instruction, computation), 0)
         cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
         operation = re.search(r'op_name="([^"]*)"', instruction.attributes)
         found.append(
@@ -152,7 +161,7 @@ def work(module: Module, bundles: Mapping[str, int] = types.MappingProxyType({})
                 flops=_flops(module, instruction, computation),
                 bytes=_bytes(module, instruction, computation),
                 cycles=int(cycles[1]) if cycles else 0,
-                bundles=bundles.get(instruction.name, 0) * _turns(instruction),
+                bundles=scheduled * _turns(instruction),
                 hidden=instruction.opcode.endswith('-start'),
             )
         )
@@ -183,6 +192,23 @@ def _turns(instruction: Instruction) -> int:
         return int(steps[1])
     bounds = re.search(r'"iteration_bounds":\[([^\]]*)\]', instruction.attributes)
     return math.prod(map(int, re.findall(r'\d+', bounds[1]))) if bounds else 1
+
+
+def _signature(module: Module, instruction: Instruction, computation: str) -> tuple:
+    """What an instruction does, without names."""
+    there = module.computations[computation]
+    window = re.search(r'"window_config":\{[^}]*\}', instruction.attributes)
+    inside = instruction.called if instruction.opcode == 'fusion' else ()
+    return (
+        instruction.opcode,
+        instruction.arrays,
+        tuple(there[name].arrays for name in instruction.operands if name in there),
+        instruction.literal if instruction.opcode in ('constant', 'parameter') else '',
+        window[0] if window else '',
+        _turns(instruction),
+        *(_cost(instruction, name) for name in ('flops', 'transcendentals', 'bytes_accessed')),
+        tuple(_signature(module, inner, name) for name in inside for inner in module.computations[name].values()),
+    )
 
 
 def _product_flops(module: Module, product: Instruction, computation: str) -> int:
