@@ -1,8 +1,9 @@
 """A training step, sampling, encoding and decoding on one virtual device and on eight, laid out in every usual way.
 
-`test_layouts.py` runs it, with names of layouts. Prints, as JSON, {task: {layout: figures}}: how far the loss and the
-gradients (or what comes out) are from those of one device, by the largest of them; and for training
-{'KIND AXIS,..': bytes} of the collectives, and extents of what is gathered along fsdp and is no parameter.
+`test_layouts.py` runs it, with names of layouts; with `joint` before them, on a denoiser of clips and pictures alone.
+Prints, as JSON, {task: {layout: figures}}: how far the loss and the gradients (or what comes out) are from those of one
+device, by the largest of them; and for training {'KIND AXIS,..': bytes} of the collectives, and extents of what is
+gathered along fsdp and is no parameter.
 """
 
 import gc
@@ -44,7 +45,7 @@ SCHEDULE = DiscreteLinear()
 CLIP = (3, 16, 16, 3)
 
 
-def denoiser(frames: int) -> Walt:
+def denoiser(frames: int, **fields) -> Walt:
     """Of as many latent frames as divide two devices or do not, which is how they share spatial windows."""
     return Walt(
         latent_shape=(frames, 4, 4, 2),
@@ -54,9 +55,11 @@ def denoiser(frames: int) -> Walt:
         depth=2,
         heads=2,
         spatiotemporal_window=(2, 2),
+        **fields,
     )
 
 
+JOINT = 'clips and pictures, 3 frames'
 TOKENIZER = Tokenizer(
     channels=8,
     multipliers=(1, 2),
@@ -90,6 +93,7 @@ def tasks():
         ),
         'denoiser, 2 frames': of_denoiser(denoiser(2)),
         'denoiser, 3 frames': of_denoiser(denoiser(3)),
+        JOINT: of_denoiser(denoiser(3, images=True)),
     }
 
 
@@ -97,12 +101,21 @@ def batch(task: str) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     if task == 'tokenizer':
         return {'video': rng.integers(256, size=(8, *CLIP), dtype=np.uint8)}
-    frames = int(task.split()[1])
-    return {
+    frames = 2 if task == 'denoiser, 2 frames' else 3
+    clips = {
         'z': rng.normal(size=(8, frames, 4, 4, 2)).astype(np.float32),
         'label': np.arange(8, dtype=np.int32) % 4,
         'text': rng.normal(size=(8, 2, 6)).astype(np.float32),
         'text_mask': np.arange(16).reshape(8, 2) % 3 > 0,
+    }
+    if task != JOINT:
+        return clips
+    # A stack of as many pictures beside every clip.
+    return clips | {
+        'images_z': rng.normal(size=(8, 1, frames, 4, 4, 2)).astype(np.float32),
+        'images_label': np.arange(8 * frames, dtype=np.int32).reshape(8, 1, frames) % 4,
+        'images_text': rng.normal(size=(8, 1, frames, 2, 6)).astype(np.float32),
+        'images_text_mask': np.arange(16 * frames).reshape(8, 1, frames, 2) % 3 > 0,
     }
 
 
@@ -192,14 +205,18 @@ def main(names: list[str]):
     jax.config.update('jax_num_cpu_devices', 8)
     one = make_mesh(devices=jax.devices()[:1])
     result = {}
+    joint = names[0] == 'joint'
+    names = names[1:] if joint else names
     for task, (new, step) in tasks().items():
+        if (task == JOINT) != joint:
+            continue
         state, layout = in_shapes(new, one)
         rows, params = batch(task), jax.tree.map(drawn, state.params)
         state = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), state).replace(params=params, ema=params)
-        whole_frames = task == 'denoiser, 2 frames'
+        whole_frames, sampled = task == 'denoiser, 2 frames', task in ('tokenizer', 'denoiser, 3 frames')
         with activate(one):
             loss, gradients, *_ = one_step(step, state, layout, one, rows)
-            expected = used(params, one, layout.params) if not whole_frames else None
+            expected = used(params, one, layout.params) if sampled else None
         for name in [name for name in names if name == 'fsdp_context' or not whole_frames]:
             mesh = make_mesh(**LAYOUTS[name])
             _, layout = in_shapes(new, mesh)
@@ -212,7 +229,7 @@ def main(names: list[str]):
                     'no parameters': sorted(gathered - of_parameters(params)),
                     'parameters': sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
                 }
-                if not whole_frames:
+                if sampled:
                     figures['used'] = distance(used(params, mesh, layout.params), expected)
             result.setdefault(task, {})[name] = figures
     print(json.dumps(result))

@@ -105,6 +105,20 @@ def test_all_axes_at_once_compute_what_one_device_does():
 
 
 @pytest.mark.slow
+def test_pictures_beside_clips_are_trained_on_as_on_one_device():
+    compared = of_each(run('layouts.py', 'joint', 'fsdp_context', 'all'))
+    assert [name for _, name, _ in compared] == ['fsdp_context', 'all']
+    for task, name, of in compared:
+        assert max(of['loss'], of['gradients']) < 1e-5, (task, name, of)
+    # Stacks of pictures lie with their clips. The gradient of [window, text] moves a border, as a window and a text do
+    # not divide alike.
+    of_context = compared[0][2]
+    sent = {kind for kind, size in of_context['collectives'].items() if size > FEW}
+    assert sent - SENT['denoiser, 3 frames']['fsdp_context'] <= {'collective-permute context'}, sent
+    assert of_context['no parameters'] == []
+
+
+@pytest.mark.slow
 def test_convolutions_of_frames_of_any_size_compute_what_one_device_does():
     for case, errors in run('convolutions.py').items():
         assert max(errors) < 1e-5, (case, errors)

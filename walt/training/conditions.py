@@ -63,9 +63,9 @@ def latent_rows(frozen: FrozenTokenizer, batch, denoiser: Denoiser) -> Rows:
 
 
 def keys_of_rows(key_B: jax.Array, rows: int) -> jax.Array:
-    """The key of every row, (R,), in the order of `latent_rows`: those of the clips, then of the stacks with them."""
+    """The key of every row, (R,), in the order of `latent_rows`: each clip's, and after it those of its stacks."""
     stacks = jnp.arange(rows // len(key_B) - 1)
-    return jnp.concatenate([key_B, stream(key_B[:, None], 'stack', stacks).reshape(-1)])
+    return jnp.concatenate([key_B[:, None], stream(key_B[:, None], 'stack', stacks)], axis=1).reshape(-1)
 
 
 def _of_clips(denoiser: Denoiser) -> list[str]:
@@ -81,13 +81,18 @@ def _needed(denoiser: Denoiser) -> list[str]:
 
 
 def _with_images(rows: Rows, stacks: Rows) -> Rows:
-    """Stacks of pictures as further rows; clips repeat label and text for each of their latent frames."""
+    """Stacks of pictures as further rows; clips repeat label and text for each of their latent frames.
+
+    The stacks of a clip follow it, so that all rows stay on the devices that the batch lies on.
+    """
     frames = rows['z'].shape[1]
     if stacks['z'].shape[2] != frames:
         raise ValueError(f'stacks of {stacks["z"].shape[2]} pictures beside clips of {frames} latent frames')
     clips = {name: jnp.repeat(row[:, None], frames, axis=1) if name in _ROW_WISE else row for name, row in rows.items()}
-    joined = {name: jnp.concatenate([clips[name], stacks[name].reshape(-1, *stacks[name].shape[2:])]) for name in clips}
-    return joined | {'image': jnp.arange(len(joined['z'])) >= len(clips['z'])}
+    joined = {name: jnp.concatenate([clips[name][:, None], stacks[name]], axis=1) for name in clips}
+    clip_and_stacks = joined['z'].shape[1]
+    rows = {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in joined.items()}
+    return rows | {'image': jnp.arange(len(rows['z'])) % clip_and_stacks > 0}
 
 
 @dataclasses.dataclass(frozen=True)
