@@ -41,7 +41,7 @@ the configuration's mesh, `data` being what is left. `--json` prints a list with
                   count, in which a loop's body counts once
     collectives   of a step: kind, axes of the mesh, how many, bytes on each device, seconds
     seconds, mfu  of a step, by the roofline (`planning/roofline.py`), and `spent`, what the seconds go to; for
-                  `mfu_at_best`, a bound from above, products take no longer than the chip's peak lets them
+                  `mfu_at_best`, a bound from above, nothing takes longer than the chip's peak and bandwidth let it
     days, chip_hours      of all steps of the configuration
 """
 
