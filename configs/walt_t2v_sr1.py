@@ -48,7 +48,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
         patch=2,
         spatiotemporal_window=(8, 14),
         rank=2,
-        remat='blocks',
+        remat='products',
     )
     config.start = dict(denoiser_dir='')
     config.schedule = dict(name='discrete_linear', steps=1000, beta_start=1e-4, beta_end=0.02, zero_terminal_snr=True)

@@ -24,9 +24,9 @@ where n_i is how often i runs, with loops around it (the compiler's own `optimal
 The cycles are the compiler's and were not measured on a device here. libtpu can also simulate the final schedule with
 its copies, but aborts on some of those, so not for whole programs. Against that simulation, for the six products of an
 MLP of 1152 x 4608 with its norm, GELU and gradients on 20480 tokens, cycles_i were from 2 % too few to 17 % too many
-on a v6e and within 5 % on a v5p; the early estimates alone, up to 41 and 22 % too many. For window attention at
-256 x 256 tokens they were within 3 %, forward and, on a v6e, backward. So there are two times: t, and `at_best`, in
-which cycles_i is 0. Both leave out the start of programs, and data that arrives late.
+on a v6e and from 5 % too few to 4 % too many on a v5p; the early estimates alone, up to 41 and 22 % too many. For
+window attention at 256 x 256 tokens they were within 3 % on a v6e (`python -m tests.benchmarks.schedule`). So there are
+two times: t, and `at_best`, in which cycles_i is 0. Both leave out the start of programs, and data that arrives late.
 
 MFU is the model's FLOPs / (devices x peak x t). The model's FLOPs are those of the method: forward and backward, and
 the pass for the self-conditioning's estimate; not what is computed again to save memory.
@@ -74,9 +74,10 @@ class Work:
         if self.hidden:
             return 0.0
         seconds = max(self.bytes / chip.hbm_bandwidth, self.flops / chip.peak_flops)
-        return seconds if at_best or not chip.clock else max(seconds, self._cycles(chip) / chip.clock)
+        return seconds if at_best or not chip.clock else max(seconds, self.chip_cycles(chip) / chip.clock)
 
-    def _cycles(self, chip: Chip) -> float:
+    def chip_cycles(self, chip: Chip) -> float:
+        """cycles_i of the module's docstring."""
         estimates = [self.bundles / chip.cores] if self.bundles else []
         if self.flops and self.cycles:
             estimates.append(self.cycles)
