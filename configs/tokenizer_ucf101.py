@@ -6,8 +6,9 @@ python -m walt.train_tokenizer --config=configs/tokenizer_ucf101.py --workdir=ru
 Expected: 17.1 rFVD with 8 latent channels (table 3f: 37.7 with 4, 8.2 with 16, 3.5 with 32). `start.tokenizer_dir`,
 if given, is a tokenizer of images with these multipliers, which is inflated.
 
-Cost, by `python -m walt.plan --config=configs/tokenizer_ucf101.py --devices=64`: 7.2e20 FLOPs in all, 69 GiB on each
-of 64 devices; at 40 % of a TPU v5p's peak (459 TFLOP/s) that is 1,100 chip-hours. The whole run was not made.
+Cost, by `python -m walt.plan --config=configs/tokenizer_ucf101.py --topology=v5p:4x4x4`: 54.0 GiB on each of 64 chips,
+0.711 s a step, 46 to 50 % MFU, 942 chip-hours in all, by early estimates (docs/pods.md); compiling takes half an hour
+of a processor core. Predicted: the run was not made.
 """
 
 import ml_collections

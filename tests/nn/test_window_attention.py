@@ -126,7 +126,7 @@ def test_a_block_has_as_many_heads_as_memory_allows():
         return window_attention._Grid(1, tokens, tokens, heads, width, True, True, False).block
 
     assert [block(256, 16, 72), block(320, 16, 112), block(448, 16, 112), block(560, 16, 112)] == [8, 8, 8, 4]
-    assert (block(256, 12, 64), block(256, 2, 64)) == (6, 2)
+    assert (block(256, 12, 64), block(256, 2, 64), block(1024, 16, 64)) == (6, 2, 2)
 
 
 def test_the_kernel_counts_the_products_of_dense_attention(rng):
@@ -147,4 +147,5 @@ def test_on_cpus_and_for_small_windows_attention_stays_dense():
     mesh = make_mesh(devices=jax.devices()[:1]).abstract_mesh.update(abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
         assert window_attention.pays(256, 256, 16, 72) and window_attention.pays(320, 384, 16, 72)
+        assert window_attention.pays(1024, 1024, 16, 64)
         assert not window_attention.pays(64, 256, 16, 72) and not window_attention.pays(4096, 4096, 16, 72)

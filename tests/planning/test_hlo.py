@@ -112,7 +112,8 @@ def test_attributes_end_where_they_end_whatever_is_quoted():
 
 
 def test_what_a_kernel_says_about_itself_in_lines_of_its_own_is_part_of_its_attributes():
-    kernel = '  %k.0 = f32[4]{0} custom-call(%g.0), frontend_attributes={kernel_metadata={\n"block": "128"\n}}, api=1\n'
+    said = 'kernel_metadata={\n"block": "128", "more": "{\\"of\\": {}}"\n}'
+    kernel = f'  %k.0 = f32[4]{{0}} custom-call(%g.0), frontend_attributes={{{said}}}, api=1\n'
     module = parse(NESTED.replace('  %inner = ', kernel + '  %inner = '))
     found = module.computations['inner_body']['k.0']
     assert '"block": "128"' in found.attribute('frontend_attributes') and found.attribute('api') == '1'

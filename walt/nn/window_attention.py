@@ -35,9 +35,9 @@ from walt.nn.norm import EPSILON
 _ROWS = 16
 _LANES = 128
 _HEADS = 8
-# Arrays as large as the logits of a head: what the backward pass holds at a time, and for each head of a block, twice
-# the bias and its gradient among them.
-_LOGITS = 6
+# Arrays as large as the logits of a head: for each head of a block twice the bias and its gradient, and what the
+# backward pass holds at a time. Arrays as large as the tokens of a block: q, k, v and four gradients, twice.
+_LOGITS, _TOKENS = 4, 14
 _ABSENT = -1e30
 # Bytes of VMEM that a kernel may take.
 _VMEM = 60 * 2**20
@@ -128,8 +128,14 @@ class _Grid:
 
     def bytes(self, block: int) -> int:
         """Of VMEM, about, that the backward pass takes."""
-        logits = 4 * self.keys * -(-self.queries // _LANES) * _LANES
-        return logits * _LOGITS * (1 + block)
+        queries, keys = (-(-length // _LANES) * _LANES for length in (self.queries, self.keys))
+        logits, tokens = 4 * self.keys * queries, 2 * block * self.width * max(queries, keys)
+        return _LOGITS * (1 + block) * logits + _TOKENS * tokens
+
+    @property
+    def limit(self) -> int:
+        """Bytes of VMEM for the kernels; what is left, the compiler has for its own."""
+        return min(_VMEM, self.bytes(self.block) * 5 // 4)
 
     @property
     def fits(self) -> bool:
@@ -240,7 +246,7 @@ def _call(kernel, grid: _Grid, arrays, out_shape, out_specs, products: int, inte
         out_shape=out_shape,
         cost_estimate=grid.cost(products, moved),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=('parallel', 'parallel', 'arbitrary'), vmem_limit_bytes=_VMEM
+            dimension_semantics=('parallel', 'parallel', 'arbitrary'), vmem_limit_bytes=grid.limit
         ),
         interpret=interpret,
         name=name,

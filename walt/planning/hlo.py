@@ -143,9 +143,7 @@ def _root(computation: dict[str, Instruction]) -> Instruction:
 def parse(text: str) -> Module:
     """The module that a `compiled.as_text()` describes. Raises `ValueError` if it has no entry."""
     computations, entry, current = {}, None, None
-    # What a kernel says about itself is printed on lines of its own.
-    text = re.sub(r'kernel_metadata=\{[^{}]*\}', lambda said: said[0].replace('\n', ' '), text)
-    for line in text.splitlines():
+    for line in _without_breaks(text).splitlines():
         if current is None:
             header = _HEADER.match(line)
             if header:
@@ -160,6 +158,16 @@ def parse(text: str) -> Module:
     if entry is None:
         raise ValueError(f'no ENTRY computation in an HLO text of {len(text)} characters')
     return Module(computations, entry)
+
+
+def _without_breaks(text: str) -> str:
+    """What a kernel says about itself is printed on lines of its own: here it is in the line of the instruction."""
+    parts, end = [], 0
+    for found in re.finditer('kernel_metadata=', text):
+        said = _value(text, found.end(), stop=',')
+        parts += [text[end : found.end()], said.replace('\n', ' ')]
+        end = found.end() + len(said)
+    return ''.join([*parts, text[end:]])
 
 
 def _instruction(line: str) -> Instruction | None:
