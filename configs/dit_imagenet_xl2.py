@@ -14,7 +14,7 @@ Expected: FID 9.62 without guidance, 2.27 with scale 1.5 on three of the four ch
 400,000 steps.
 
 Cost, by `python -m walt.plan --config=configs/dit_imagenet_xl2.py --topology=v5p:2x2x4`: 24.4 GiB on each of 16 chips,
-0.0758 s a step, 33 to 42 % MFU, 2,357 chip-hours in all, without the tokenizer. Predicted: the run was not made.
+0.0682 s a step, 36 to 42 % MFU, 2,123 chip-hours in all, without the tokenizer. Predicted: the run was not made.
 """
 
 import ml_collections

@@ -7,8 +7,8 @@ python -m walt.sample --workdir=runs/walt_k600_l --frames=FILE
 Expected: FVD 3.3 (table 1), by MAGVIT's protocol at 64x64, without guidance. Two latent frames are given in every
 example, which is how we read the paper for this data set.
 
-Cost, by `python -m walt.plan --config=configs/walt_k600_l.py --topology=v5p:4x4x4`: 27.0 GiB on each of 64 chips, 0.128
-s a step, 44 to 62 % MFU, 614 chip-hours in all, without the tokenizer. Predicted: the run was not made.
+Cost, by `python -m walt.plan --config=configs/walt_k600_l.py --topology=v5p:4x4x4`: 27.0 GiB on each of 64 chips, 0.112
+s a step, 51 to 62 % MFU, 537 chip-hours in all, without the tokenizer. Predicted: the run was not made.
 """
 
 import ml_collections

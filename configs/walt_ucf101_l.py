@@ -7,7 +7,7 @@ Expected: FVD 46 +- 2 after these 60,000 steps (table 1), without guidance, 50 s
 stop at 35,000 steps: 60.7. 313.2M parameters.
 
 Cost, by `python -m walt.plan --config=configs/walt_ucf101_l.py --topology=v5p:2x2x4`: 47.3 GiB on each of 16 chips,
-0.252 s a step, 45 to 65 % MFU, 67 chip-hours in all, without the tokenizer. Predicted: the run was not made.
+0.215 s a step, 53 to 65 % MFU, 57 chip-hours in all, without the tokenizer. Predicted: the run was not made.
 """
 
 import ml_collections

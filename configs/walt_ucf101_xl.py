@@ -6,7 +6,7 @@ python -m walt.train_denoiser --config=configs/walt_ucf101_xl.py --workdir=runs/
 Expected: FVD 36 +- 2 (table 1), without guidance, 50 steps of DDIM. 460.0M parameters.
 
 Cost, by `python -m walt.plan --config=configs/walt_ucf101_xl.py --topology=v5p:2x2x4`: 23.7 GiB on each of 16 chips,
-0.311 s a step, 53 to 72 % MFU, 83 chip-hours in all, without the tokenizer. Predicted: the run was not made.
+0.286 s a step, 58 to 72 % MFU, 76 chip-hours in all, without the tokenizer. Predicted: the run was not made.
 """
 
 import ml_collections
