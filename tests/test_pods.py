@@ -13,7 +13,7 @@ from walt.planning.chips import CHIPS
 from walt.planning.collectives import Collective
 from walt.planning.report import as_topologies
 from walt.planning.roofline import Roofline
-from walt.planning.topology import topology
+from walt.planning.topology import Compiled, topology
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec('libtpu') is None, reason="needs libtpu: pip install -e '.[tpu]'"
@@ -88,6 +88,22 @@ def test_what_a_step_is_spent_on_sums_to_all_of_it():
         'memory': 3.0,
         'interconnect': 1.0,
     }
+
+
+def test_kernels_that_do_not_say_what_they_do_are_named():
+    text = """HloModule m
+
+ENTRY %main (x: f32[100]) -> f32[100] {
+  %a = f32[100]{0} parameter(0)
+  %b = f32[100]{0} custom-call(%a), custom_call_target="tpu_custom_call", metadata={op_name="jit(f)/silent/pallas_call"}
+  ROOT %r = f32[100]{0} custom-call(%b), custom_call_target="tpu_custom_call", \
+metadata={op_name="jit(f)/known/pallas_call"}, backend_config={"custom_call_config":{"cost_estimate":{"flops":"9"}}}
+}
+"""
+    compiled = Compiled(text, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, bundles={'b': 3})
+    (note,) = pods._untimed(compiled)
+    assert note.endswith('do not say what they do: silent')
+    assert 'no schedule' in pods._untimed(dataclasses.replace(compiled, bundles={}))[0]
 
 
 @needs_libtpu

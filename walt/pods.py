@@ -28,7 +28,7 @@ from walt.planning.fitting import changes, smallest
 from walt.planning.flops import operation_flops
 from walt.planning.memory import array_bytes
 from walt.planning.program import Program
-from walt.planning.roofline import Roofline, roofline
+from walt.planning.roofline import Roofline, roofline, work
 from walt.planning.topology import Compiled, Topology, compile_for_tpu
 from walt.tasks import Task, task
 
@@ -93,9 +93,20 @@ def _compiled(config, topology: Topology, tokenizer_config, phases: Sequence[str
     notes = list(planned.notes)
     if 'train' in made and made['train'].fits:
         result |= _speed(config, topology, tokenizer_config, mesh, made['train'])
-        if not made['train'].bundles:
-            notes.append('libtpu gave no schedule: cycles are the early estimates of its compiler, of products only')
+        notes += _untimed(made['train'])
     return result | {'notes': notes}
+
+
+def _untimed(compiled: Compiled) -> list[str]:
+    """What the roofline does not know of a program."""
+    notes = []
+    if not compiled.bundles:
+        notes.append('libtpu gave no schedule: cycles are the early estimates of its compiler, of products only')
+    kernels = [one for one in work(hlo.parse(compiled.text)) if one.operation.endswith('/pallas_call')]
+    silent = sorted({one.operation.split('/')[-2] for one in kernels if not one.flops})
+    if silent:
+        notes.append(f'only the memory traffic is counted of kernels that do not say what they do: {", ".join(silent)}')
+    return notes
 
 
 def _memory(compiled: Compiled) -> dict[str, Any]:
