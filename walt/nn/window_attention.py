@@ -12,7 +12,7 @@ same inputs, so nothing is kept for it. With E = 2^(logits - their maximum) and 
 so that no array of logits is ever divided, and powers of two, which the hardware has, take the place of e: queries and
 bias come scaled by log2 e. A step of the grid has several heads, as many as memory allows: the compiler then does the
 products of one while it does the exponentials of another, and waits for less between steps (with eight in place of two,
-a quarter less time forward and a seventh backward on a v6e, by the compiler's simulation of its schedule).
+a quarter less time forward and a fifth backward at 256 x 256 tokens on a v6e, by the simulation of its schedule).
 
     grid: blocks of heads x halves of the windows x windows         halves: a v5p has two cores behind one device
 
