@@ -104,6 +104,10 @@ metadata={op_name="jit(f)/known/pallas_call"}, backend_config={"custom_call_conf
     (note,) = pods._untimed(compiled)
     assert note.endswith('do not say what they do: silent')
     assert 'no schedule' in pods._untimed(dataclasses.replace(compiled, bundles={}))[0]
+    unprinted = dataclasses.replace(compiled, text='', unprinted='INTERNAL: odd')
+    assert unprinted.fits and pods._untimed(unprinted) == ['no time is told: INTERNAL: odd']
+    too_much = dataclasses.replace(compiled, text='')
+    assert not too_much.fits and pods._untimed(too_much) == []
 
 
 @needs_libtpu

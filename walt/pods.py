@@ -91,14 +91,17 @@ def _compiled(config, topology: Topology, tokenizer_config, phases: Sequence[str
     if 'restore' in phases:
         result['phases']['restore'] = _held(2 * state_bytes(planned), hbm)
     notes = list(planned.notes)
-    if 'train' in made and made['train'].fits:
+    if 'train' in made and made['train'].text:
         result |= _speed(config, topology, tokenizer_config, mesh, made['train'])
+    if 'train' in made:
         notes += _untimed(made['train'])
     return result | {'notes': notes}
 
 
 def _untimed(compiled: Compiled) -> list[str]:
     """What the roofline does not know of a program."""
+    if not compiled.text:
+        return [f'no time is told: {compiled.unprinted}'] if compiled.unprinted else []
     notes = []
     if not compiled.bundles:
         notes.append('libtpu gave no schedule: cycles are the early estimates of its compiler, of products only')

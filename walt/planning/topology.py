@@ -107,13 +107,14 @@ class Compiled:
     """What a compiler made of a function.
 
     Attributes:
-        text: HLO; '' where it does not fit.
+        text: HLO; '' where it does not fit, and where libtpu cannot print what it made.
         arguments, temporaries, outputs, code: bytes on a device; outputs without those that take an argument's place.
         peak: the most at a time; where it does not fit, what the compiler said it would take.
         capacity: what the compiler has to give, where it said so.
         flops, seconds: the compiler's own counts, a loop's body once.
         compile_seconds: on this machine.
         bundles: of the final schedule, by instruction (`walt.planning.schedule`).
+        unprinted: what libtpu says where it cannot print the program.
     """
 
     text: str
@@ -127,10 +128,11 @@ class Compiled:
     compile_seconds: float
     capacity: int | None = None
     bundles: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    unprinted: str = ''
 
     @property
     def fits(self) -> bool:
-        return bool(self.text)
+        return bool(self.text or self.unprinted)
 
 
 def compile_for_tpu(function: Callable, *args: Any, **jit: Any) -> Compiled:
@@ -151,14 +153,20 @@ def compile_for_tpu(function: Callable, *args: Any, **jit: Any) -> Compiled:
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     sizes = (memory.argument_size_in_bytes, memory.temp_size_in_bytes, outputs, memory.generated_code_size_in_bytes)
+    text, unprinted = '', ''
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        unprinted = str(error)
     return Compiled(
-        compiled.as_text(),
+        text,
         *sizes,
         peak=sum(sizes),
         flops=cost.get('flops', 0.0),
         seconds=cost.get('optimal_seconds', 0.0),
         compile_seconds=seconds,
         bundles=bundles,
+        unprinted=unprinted,
     )
 
 
