@@ -7,9 +7,8 @@ Expected: FID 2.56 and IS 215.1 without guidance (table 2), 2.40 and 290.5 with 
 and power not given). 459.8M parameters: every layer has a modulation of its own. The paper's spatiotemporal layers
 mean nothing for one frame; we take windows of 16x16 and of the whole frame in turn.
 
-Cost, by the planner's version before this, on v5p:4x4x4: 43.1 GiB on each of 64 chips, 0.248 s a step, 38 to 57 % MFU,
-1,933 chip-hours in all, without the tokenizer; today `python -m walt.plan --config=configs/walt_imagenet_l.py
---topology=v5p:4x4x4` compiles it, and says its bytes only (README). Predicted: the run was not made.
+Cost, by `python -m walt.plan --config=configs/walt_imagenet_l.py --topology=v5p:4x4x4`: 42.8 GiB on each of 64 chips,
+0.203 s a step, 47 to 57 % MFU, 1,580 chip-hours in all, without the tokenizer. Predicted: the run was not made.
 """
 
 import ml_collections
