@@ -107,7 +107,11 @@ class Roofline:
 
 
 def roofline(
-    module: Module, chip: Chip, bundles: Mapping[str, int] = types.MappingProxyType({}), hidden=0.0, exposed=0.0
+    module: Module,
+    chip: Chip,
+    bundles: Mapping[str, int] = types.MappingProxyType({}),
+    hidden: float = 0.0,
+    exposed: float = 0.0,
 ) -> Roofline:
     """The estimate of the module's docstring.
 
