@@ -37,7 +37,7 @@ UNPADDED: Pads = ((0, 0), (0, 0))
 # A device has as many rows as this, or all. With fewer there are more borders than rows.
 _LEAST_ROWS = 4
 
-# Below this width XLA's CPU convolutions waste most of their time; measured in `tests/benchmarks/conv.py`.
+# Up to this width XLA's CPU convolutions waste most of their time; measured in `tests/benchmarks/conv.py`.
 _FEW_CHANNELS = 8
 
 
@@ -56,16 +56,26 @@ def conv3d_decomposed(x_BTHWC, kernel_THWIO, strides: Triple, zeros_hw: Pads = U
     """
     if strides == (1, 1, 1):
         return _unstrided(x_BTHWC, kernel_THWIO, zeros_hw)
-    return _from_2d(x_BTHWC, kernel_THWIO, strides, zeros_hw)
+    return _from_2d(x_BTHWC, kernel_THWIO, strides, zeros_hw, _form(kernel_THWIO))
 
 
-def _from_2d(x_BTHWC, kernel_THWIO, strides: Triple, zeros_hw: Pads):
-    """Where the sum over the k_t time offsets is taken depends on the channels. In general it is a sum of k_t
-    convolutions; with few channels coming in, one convolution of k_t frames side by side in the channels; with few
-    going out, one convolution to k_t times the channels, whose parts are shifted and summed.
+def _form(kernel_THWIO) -> str:
+    """Of `_from_2d`, the fastest for the values."""
+    *_, channels_in, channels_out = kernel_THWIO.shape
+    if channels_in < _FEW_CHANNELS:
+        return 'in'
+    return 'out' if channels_out <= _FEW_CHANNELS else 'sum'
+
+
+def _from_2d(x_BTHWC, kernel_THWIO, strides: Triple, zeros_hw: Pads, form: str):
+    """Takes the sum over the k_t time offsets in one of three places.
+
+    sum     k_t convolutions, and their sum
+    in      one convolution of k_t frames side by side in the channels
+    out     one convolution to k_t times the channels, whose parts are shifted and summed
     """
     stride_t, *strides_hw = strides
-    offsets, _, _, channels_in, channels_out = kernel_THWIO.shape
+    offsets = kernel_THWIO.shape[0]
     batch, frames_in = x_BTHWC.shape[:2]
     frames_out = (frames_in - offsets) // stride_t + 1
 
@@ -82,10 +92,10 @@ def _from_2d(x_BTHWC, kernel_THWIO, strides: Triple, zeros_hw: Pads):
         )
         return rearrange(y, '(B T) H W C -> B T H W C', B=batch)
 
-    if channels_in < _FEW_CHANNELS:
+    if form == 'in':
         frames = jnp.concatenate([seen_from(offset, x_BTHWC) for offset in range(offsets)], axis=-1)
         return conv2d(frames, rearrange(kernel_THWIO, 'T H W I O -> H W (T I) O'))
-    if channels_out < _FEW_CHANNELS:
+    if form == 'out':
         parts = jnp.split(conv2d(x_BTHWC, rearrange(kernel_THWIO, 'T H W I O -> H W I (T O)')), offsets, axis=-1)
         return sum(seen_from(offset, part) for offset, part in enumerate(parts))
     return sum(conv2d(seen_from(offset, x_BTHWC), kernel_THWIO[offset]) for offset in range(offsets))
@@ -93,12 +103,13 @@ def _from_2d(x_BTHWC, kernel_THWIO, strides: Triple, zeros_hw: Pads):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _unstrided(x_BTHWC, kernel_THWIO, zeros_hw: Pads):
-    """With another gradient by the input where channels become more.
+    """With gradients of their own, since what is fastest for the values is not for them.
 
-    The gradient that comes with a convolution is one too, over frames with k - 1 zeros around them: of small frames
-    that is mostly zeros. Products of every position with every tap, added up where they belong, have none.
+    Where channels become more, the gradient by the input is not a convolution at all: that would be over frames with
+    k - 1 zeros around them, of small frames mostly zeros. Products of every position with every tap, added up where
+    they belong, have none.
     """
-    return _from_2d(x_BTHWC, kernel_THWIO, (1, 1, 1), zeros_hw)
+    return _from_2d(x_BTHWC, kernel_THWIO, (1, 1, 1), zeros_hw, _form(kernel_THWIO))
 
 
 def _forward(x_BTHWC, kernel_THWIO, zeros_hw: Pads):
@@ -108,12 +119,18 @@ def _forward(x_BTHWC, kernel_THWIO, zeros_hw: Pads):
 def _backward(zeros_hw: Pads, inputs, gradient_BTHWO):
     x_BTHWC, kernel_THWIO = inputs
     *_, channels_in, channels_out = kernel_THWIO.shape
-    _, pull_back = jax.vjp(lambda x, kernel: _from_2d(x, kernel, (1, 1, 1), zeros_hw), x_BTHWC, kernel_THWIO)
-    by_x, by_kernel = pull_back(gradient_BTHWO)
+
+    def pulled_back(form):
+        _, pull_back = jax.vjp(lambda x, kernel: _from_2d(x, kernel, (1, 1, 1), zeros_hw, form), x_BTHWC, kernel_THWIO)
+        return pull_back(gradient_BTHWO)
+
     if channels_out > channels_in:
         (top, _), (left, _) = zeros_hw
         height, width = x_BTHWC.shape[2:4]
         by_x = _by_products(gradient_BTHWO, kernel_THWIO)[:, :, top : top + height, left : left + width]
+    else:
+        by_x, _ = pulled_back('in')
+    _, by_kernel = pulled_back('out' if channels_out <= _FEW_CHANNELS and channels_out < channels_in else 'sum')
     return by_x, by_kernel
 
 
