@@ -7,8 +7,8 @@ Expected: no figure is published for this tokenizer; MAGVIT-v2 reports 1.15 rFID
 multipliers of the video tokenizer, `--config.tokenizer.multipliers="(1,2,2,4)" --config.data.size=128`, make one that
 `start.tokenizer_dir` of a video tokenizer inflates.
 
-Cost, by `python -m walt.plan --config=configs/tokenizer_imagenet.py --topology=v5p:4x4x4`: 12.5 GiB on each of 64
-chips, 0.0941 s a step, 28 to 30 % MFU, 2,260 chip-hours in all; compiling takes half an hour of a processor core.
+Cost, by `python -m walt.plan --config=configs/tokenizer_imagenet.py --topology=v5p:4x4x4`: 13.0 GiB on each of 64
+chips, 0.101 s a step, 26 to 30 % MFU, 2,418 chip-hours in all; compiling takes half an hour of a processor core.
 Predicted: the run was not made.
 """
 

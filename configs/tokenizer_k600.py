@@ -6,7 +6,7 @@ python -m walt.train_tokenizer --config=configs/tokenizer_k600.py --workdir=runs
 Expected: no figure is published for the tokenizer alone. `start.tokenizer_dir`, if given, is a tokenizer of images
 with these multipliers, which is inflated.
 
-Cost: the step is that of configs/tokenizer_ucf101.py, 0.711 s on 64 chips of v5p, predicted; 3,415 chip-hours in all.
+Cost: the step is that of configs/tokenizer_ucf101.py, 0.739 s on 64 chips of v5p, predicted; 3,547 chip-hours in all.
 The run was not made.
 """
 

@@ -7,7 +7,7 @@ Expected: no figure is published for the tokenizer alone. The network is convolu
 stages, or `--config.data.size` trains one for each. `start.tokenizer_dir`, if given, is a tokenizer of images with
 these multipliers.
 
-Cost: the step is that of configs/tokenizer_ucf101.py, 0.711 s on 64 chips of v5p, predicted; 12,649 chip-hours in all.
+Cost: the step is that of configs/tokenizer_ucf101.py, 0.739 s on 64 chips of v5p, predicted; 13,136 chip-hours in all.
 The run was not made.
 """
 

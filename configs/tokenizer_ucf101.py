@@ -7,8 +7,8 @@ Expected: 17.1 rFVD with 8 latent channels (table 3f: 37.7 with 4, 8.2 with 16, 
 if given, is a tokenizer of images with these multipliers, which is inflated.
 
 Cost, by `python -m walt.plan --config=configs/tokenizer_ucf101.py --topology=v5p:4x4x4`: 54.0 GiB on each of 64 chips,
-0.711 s a step, 46 to 50 % MFU, 942 chip-hours in all, by early estimates (docs/pods.md); compiling takes half an hour
-of a processor core. Predicted: the run was not made.
+0.739 s a step, 45 to 50 % MFU, 979 chip-hours in all; compiling takes half an hour of a processor core. Predicted: the
+run was not made.
 """
 
 import ml_collections

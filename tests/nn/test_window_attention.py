@@ -97,33 +97,31 @@ def test_many_windows_an_odd_number_of_them_and_large_logits(rng):
 
 def test_heads_of_several_blocks_are_each_by_themselves(rng):
     """Four heads go two by two: each is what it is alone, values and gradients."""
-    assert window_attention._Grid(3, 4, 6, 4, 8, True, True, True).steps == (2, 1, 3)
-    q, dy = (jnp.asarray(rng.normal(size=(3, 32, 4)), jnp.float32) for _ in range(2))
-    k, v = (jnp.asarray(rng.normal(size=(3, 32, 6)), jnp.float32) for _ in range(2))
+    assert window_attention._Grid(3, 4, (6, 3), 4, 8).steps == (2, 1, 3)
+    q, dy, k, v, k_text, v_text = (
+        jnp.asarray(rng.normal(size=(3, 32, length)), jnp.float32) for length in (4, 4, 6, 6, 3, 3)
+    )
     norms = jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)
-    bias = jnp.asarray(rng.normal(size=(4, 6, 4)), jnp.float32)
-    mask = jnp.asarray(rng.random((3, 6)) < 0.7).at[:, 0].set(True)
+    bias = jnp.asarray(rng.normal(size=(4, 9, 4)), jnp.float32)
+    there = jnp.asarray(rng.random((3, 3)) < 0.7)
 
-    def pulled(heads, q, k, v, bias, dy):
-        def attention(*inputs):
-            return window_attention.window_attention(*inputs[:3], heads, *inputs[3:], mask, interpret=True)
+    def pulled(heads, bias, dy, *tokens):
+        def attention(norms, bias, q, k, v, *text):
+            return window_attention.window_attention(q, k, v, heads, norms, bias, (*text, there), interpret=True)
 
-        y, pull_back = jax.vjp(attention, q, k, v, norms, bias)
-        return y, *pull_back(dy)
+        y, pull_back = jax.vjp(attention, norms, bias, *tokens)
+        return *pull_back(dy), y
 
-    together = jax.jit(pulled, static_argnums=0)(4, q, k, v, bias, dy)
-    by_head = [
-        (*(x[:, 8 * n : 8 * n + 8] for x in (q, k, v)), bias[n : n + 1], dy[:, 8 * n : 8 * n + 8]) for n in range(4)
-    ]
-    alone = [jax.jit(pulled, static_argnums=0)(1, *inputs) for inputs in by_head]
-    y, dq, dk, dv, dnorms, dbias = zip(*alone)
-    apart = (*(jnp.concatenate(x, axis=1) for x in (y, dq, dk, dv)), sum(dnorms), jnp.concatenate(dbias))
+    together = jax.jit(pulled, static_argnums=0)(4, bias, dy, q, k, v, k_text, v_text)
+    by_head = [(bias[n : n + 1], *(x[:, 8 * n : 8 * n + 8] for x in (dy, q, k, v, k_text, v_text))) for n in range(4)]
+    dnorms, dbias, *of_tokens = zip(*(jax.jit(pulled, static_argnums=0)(1, *inputs) for inputs in by_head))
+    apart = (sum(dnorms), jnp.concatenate(dbias), *(jnp.concatenate(x, axis=1) for x in of_tokens))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), together, apart)
 
 
 def test_a_block_has_as_many_heads_as_memory_allows():
     def block(tokens, heads, width):
-        return window_attention._Grid(1, tokens, tokens, heads, width, True, True, False).block
+        return window_attention._Grid(1, tokens, (tokens,), heads, width).block
 
     assert [block(256, 16, 72), block(320, 16, 112), block(448, 16, 112), block(560, 16, 112)] == [8, 8, 8, 4]
     assert (block(256, 12, 64), block(256, 2, 64), block(1024, 16, 64)) == (6, 2, 2)

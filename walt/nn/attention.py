@@ -130,17 +130,16 @@ class CrossAttention(nn.Module):
         fused = pays(length, length + text_BTSD.shape[2], self.heads, width // self.heads)
         (q,) = Heads(1, self.heads, fused, self.dtype, name='q')(x_BGPD)
         to_kv = Heads(2, self.heads, fused, self.dtype, name='kv')
-        k, v = (
-            jnp.concatenate([own, jnp.tile(of_text, (1, times) + (1,) * (own.ndim - 2))], axis=3 if fused else 2)
-            for own, of_text in zip(to_kv(x_BGPD), to_kv(text_BTSD))
-        )
-        own_BGP = jnp.ones((batch, windows, length), bool)
-        mask_BGM = jnp.concatenate([own_BGP, jnp.tile(mask_BTS, (1, times, 1))], axis=2)
+        own = to_kv(x_BGPD)
+        of_text = [jnp.tile(y, (1, times) + (1,) * (y.ndim - 2)) for y in to_kv(text_BTSD)]
+        there_BGS = jnp.tile(mask_BTS, (1, times, 1))
         if fused:
             norms_K4 = _norms(width // self.heads) if self.qk_norm else None
-            y = _fused(q, k, v, self.heads, self.split, norms_K4, mask_BGM=mask_BGM)
+            y = _fused(q, *own, self.heads, self.split, norms_K4, text=(*of_text, there_BGS))
         else:
+            k, v = (jnp.concatenate(pair, axis=2) for pair in zip(own, of_text))
             q, k = _normed(q, k, self.dtype) if self.qk_norm else (q, k)
+            mask_BGM = jnp.concatenate([jnp.ones((batch, windows, length), bool), there_BGS], axis=2)
             y = _attend(q, k, v, self.split, mask=mask_BGM[:, :, None, None])
         return Out(width, self.heads, zeros, self.dtype, name='out')(of_attention(y))
 
@@ -204,20 +203,23 @@ def _norms(width: int):
     return jnp.concatenate([NormParameters(width, name=name)() for name in ('q_norm', 'k_norm')], axis=1)
 
 
-def _fused(q_BGEP, k_BGEM, v_BGEM, heads: int, split: Split, norms_K4, bias_NMP=None, mask_BGM=None):
-    """`window_attention`, on each device of its rows, its heads, and its windows or queries."""
+def _fused(q_BGEP, k_BGEM, v_BGEM, heads: int, split: Split, norms_K4, bias_NMP=None, text=None):
+    """`window_attention`, on each device of its rows, its heads, and its windows or queries; the text by windows."""
     windows, queries = split
     of_q, of_k = ('batch', windows, 'heads', queries), ('batch', windows, 'heads', None)
-    axes = (of_q, of_k, of_k, (None, None), ('heads', None, queries), ('batch', windows, None))
-    arrays = (q_BGEP, k_BGEM, v_BGEM, norms_K4, bias_NMP, mask_BGM)
+    axes = (of_q, of_k, of_k, (None, None), ('heads', None, queries), (of_k, of_k, ('batch', windows, None)))
+    arrays = (q_BGEP, k_BGEM, v_BGEM, norms_K4, bias_NMP, text)
 
-    def of_device(q, k, v, norms, bias, mask):
-        q_WEP, k_WEM, v_WEM, mask_WM = (None if x is None else x.reshape(-1, *x.shape[2:]) for x in (q, k, v, mask))
-        return window_attention(q_WEP, k_WEM, v_WEM, heads // shards('heads'), norms, bias, mask_WM).reshape(q.shape)
+    def of_device(q, k, v, norms, bias, text):
+        (q_WEP, k_WEM, v_WEM), of_text = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), ((q, k, v), text))
+        return window_attention(q_WEP, k_WEM, v_WEM, heads // shards('heads'), norms, bias, of_text).reshape(q.shape)
 
     if jax.sharding.get_abstract_mesh().empty:
         return of_device(*arrays)
-    specs = tuple(None if x is None else nn.logical_to_mesh_axes(names) for x, names in zip(arrays, axes))
+    specs = tuple(
+        None if x is None else jax.tree.map(lambda _, names: nn.logical_to_mesh_axes(names), x, names)
+        for x, names in zip(arrays, axes)
+    )
     return jax.shard_map(of_device, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
 
 

@@ -2,6 +2,9 @@
 
     y = softmax(LN(q) LN(k)^T / sqrt(K) + bias + mask) v        window by window, head by head
 
+Keys and values are the window's own and, beside them, those of a text, with a mask. They come as two arrays, and only
+their logits are put side by side, in the core: to do that with the tokens in HBM is to move all of them once more.
+
 Compiled from einsums, the logits of a window go to HBM and come back several times, in float32, which takes longer than
 the products. Here a window with all that is computed from it stays in the core's own memory (VMEM): a step of the grid
 takes the tokens of one window, goes over its heads, and puts out their values. The backward pass does the same from the
@@ -23,6 +26,7 @@ VMEM until the last of them.
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import jax
@@ -68,53 +72,74 @@ def _keys(k_KM, norms_K4):
     return k_KM if norms_K4 is None else _normalised(k_KM, norms_K4[:, 2:3], norms_K4[:, 3:4])
 
 
-def _exponentials(q_KP, k_KM, bias_MP, mask_M1):
-    """E and s of the module's docstring."""
-    logits_MP = _product('km,kp->mp', k_KM, q_KP)
-    for addend in (bias_MP, mask_M1):
-        logits_MP = logits_MP if addend is None else logits_MP + addend
+def _of_each(keys, x_MP):
+    """The rows of x that belong to each array of keys."""
+    ends = itertools.accumulate(k_KM.shape[1] for k_KM in keys)
+    return [x_MP[end - k_KM.shape[1] : end] for k_KM, end in zip(keys, ends)]
+
+
+def _summed(keys, x_MP):
+    """Over all keys, (K, P)."""
+    return sum(_product('km,mp->kp', k_KM, x) for k_KM, x in zip(keys, _of_each(keys, x_MP)))
+
+
+def _exponentials(q_KP, keys, bias_MP, mask_S1):
+    """E and s of the module's docstring. The mask is of the last array of keys."""
+    logits = [_product('km,kp->mp', k_KM, q_KP) for k_KM in keys]
+    if mask_S1 is not None:
+        logits[-1] += mask_S1
+    logits_MP = jnp.concatenate(logits)
+    if bias_MP is not None:
+        logits_MP += bias_MP
     e_MP = jnp.exp2(logits_MP - logits_MP.max(0, keepdims=True))
     return e_MP, e_MP.sum(0, keepdims=True)
 
 
-def _forward_head(q_KP, k_KM, v_KM, norms_K4, bias_MP, mask_M1):
-    """The values that one head puts out in one window, float32; the last three arguments may be None."""
-    e_MP, sum_1P = _exponentials(_queries(q_KP, norms_K4), _keys(k_KM, norms_K4), bias_MP, mask_M1)
-    return _product('km,mp->kp', v_KM, e_MP.astype(v_KM.dtype)) / sum_1P
+def _forward_head(q_KP, keys, values, norms_K4, bias_MP, mask_S1):
+    """What one head puts out in one window, float32.
+
+    Args:
+        keys, values: a list of arrays, KM.
+        norms_K4, bias_MP, mask_S1: may be None.
+    """
+    keys = [_keys(k_KM, norms_K4) for k_KM in keys]
+    e_MP, sum_1P = _exponentials(_queries(q_KP, norms_K4), keys, bias_MP, mask_S1)
+    return _summed(values, e_MP.astype(q_KP.dtype)) / sum_1P
 
 
-def _backward_head(q_KP, k_KM, v_KM, norms_K4, bias_MP, mask_M1, dy_KP):
-    """Gradients of q, k, v, of the norms (None without), and of the logits."""
-    dtype = v_KM.dtype
+def _backward_head(q_KP, keys, values, norms_K4, bias_MP, mask_S1, dy_KP):
+    """Gradients of q, of all keys, of all values, of the norms (None without), and of the logits."""
+    dtype = q_KP.dtype
     queries_KP, pull_back_queries = jax.vjp(_queries, q_KP, norms_K4)
-    keys_KM, pull_back_keys = jax.vjp(_keys, k_KM, norms_K4)
-    e_MP, sum_1P = _exponentials(queries_KP, keys_KM, bias_MP, mask_M1)
+    keys, pull_back_keys = jax.vjp(lambda keys, norms_K4: [_keys(k_KM, norms_K4) for k_KM in keys], keys, norms_K4)
+    e_MP, sum_1P = _exponentials(queries_KP, keys, bias_MP, mask_S1)
     share_1P = 1 / sum_1P
     dy_KP = (dy_KP.astype(jnp.float32) * share_1P).astype(dtype)
-    dv_KM = _product('kp,mp->km', dy_KP, e_MP.astype(dtype)).astype(dtype)
-    de_MP = _product('km,kp->mp', v_KM, dy_KP)
+    dvalues = [_product('kp,mp->km', dy_KP, e).astype(dtype) for e in _of_each(values, e_MP.astype(dtype))]
+    de_MP = jnp.concatenate([_product('km,kp->mp', v_KM, dy_KP) for v_KM in values])
     mean_1P = (e_MP * de_MP).sum(0, keepdims=True) * share_1P
     dlogits_MP = e_MP * (de_MP - mean_1P)
     rounded_MP = dlogits_MP.astype(dtype)
-    dqueries_KP = _product('km,mp->kp', keys_KM, rounded_MP) * (1 / _LOG2_E)
-    dkeys_KM = _product('kp,mp->km', queries_KP, rounded_MP) * (1 / _LOG2_E)
+    dqueries_KP = _summed(keys, rounded_MP) * (1 / _LOG2_E)
+    dkeys = [_product('kp,mp->km', queries_KP, x) * (1 / _LOG2_E) for x in _of_each(keys, rounded_MP)]
     dq_KP, dnorms = pull_back_queries(dqueries_KP.astype(dtype))
-    dk_KM, of_keys = pull_back_keys(dkeys_KM.astype(dtype))
-    return dq_KP, dk_KM, dv_KM, None if norms_K4 is None else dnorms + of_keys, dlogits_MP
+    dkeys, of_keys = pull_back_keys([dk_KM.astype(dtype) for dk_KM in dkeys])
+    return dq_KP, dkeys, dvalues, None if norms_K4 is None else dnorms + of_keys, dlogits_MP
 
 
 @dataclasses.dataclass(frozen=True)
 class _Grid:
-    """How the kernels go over W windows of (tokens, heads x K), and what they are given there."""
+    """How the kernels go over W windows of (tokens, heads x K). There is a length for each array of keys."""
 
     windows: int
     queries: int
-    keys: int
+    lengths: tuple[int, ...]
     heads: int
     width: int
-    normalises: bool
-    has_bias: bool
-    has_mask: bool
+
+    @property
+    def keys(self) -> int:
+        return sum(self.lengths)
 
     @property
     def block(self) -> int:
@@ -157,25 +182,22 @@ class _Grid:
         each = self.windows // self.halves
         return pl.BlockSpec((None, self.block * self.width, length), lambda b, h, i: (h * each + i, b, 0))
 
-    def inputs(self) -> list[pl.BlockSpec]:
-        """Of q, k, v and, where they are given, norms, bias and mask."""
-        each, keys = self.windows // self.halves, self.tokens(self.keys)
-        norms = pl.BlockSpec((self.width, 4), lambda b, h, i: (0, 0))
-        bias = pl.BlockSpec((self.block, self.keys, self.queries), lambda b, h, i: (b, 0, 0))
-        mask = pl.BlockSpec((None, self.keys, 1), lambda b, h, i: (h * each + i, 0, 0))
-        optional = zip((norms, bias, mask), (self.normalises, self.has_bias, self.has_mask))
-        return [self.tokens(self.queries), keys, keys, *(spec for spec, given in optional if given)]
+    def inputs(self, norms, bias, mask) -> tuple:
+        """What the blocks are of (q, keys, values, norms, bias, mask); the last three may be None."""
+        each, keys = self.windows // self.halves, list(map(self.tokens, self.lengths))
+        of_norms = pl.BlockSpec((self.width, 4), lambda b, h, i: (0, 0))
+        of_bias = pl.BlockSpec((self.block, self.keys, self.queries), lambda b, h, i: (b, 0, 0))
+        of_mask = pl.BlockSpec((None, self.lengths[-1], 1), lambda b, h, i: (h * each + i, 0, 0))
+        optional = zip((of_norms, of_bias, of_mask), (norms, bias, mask))
+        return self.tokens(self.queries), keys, keys, *(None if x is None else spec for spec, x in optional)
 
-    def read(self, refs) -> list:
-        """[q, k, v, norms, bias, mask] from the references that there are."""
-        refs, given = iter(refs), (True, True, True, self.normalises, self.has_bias, self.has_mask)
-        return [next(refs) if there else None for there in given]
-
-    def head(self, refs, n: int) -> tuple:
+    def head(self, n: int, q, keys, values, norms, bias, mask) -> tuple:
         """The arguments of `_forward_head` for head `n` of the block; the bias for powers of two."""
-        *tokens, norms, bias, mask = refs
+        rows = self.rows(n)
         return (
-            *(ref[self.rows(n)] for ref in tokens),
+            q[rows],
+            [k[rows] for k in keys],
+            [v[rows] for v in values],
             None if norms is None else norms[...],
             None if bias is None else _LOG2_E * bias[n],
             None if mask is None else mask[...],
@@ -191,15 +213,12 @@ class _Grid:
 
 def _forward_kernel(grid: _Grid, *refs):
     *inputs, y = refs
-    inputs = grid.read(inputs)
     for n in range(grid.block):
-        y[grid.rows(n)] = _forward_head(*grid.head(inputs, n)).astype(y.dtype)
+        y[grid.rows(n)] = _forward_head(*grid.head(n, *inputs)).astype(y.dtype)
 
 
-def _backward_kernel(grid: _Grid, count: int, *refs):
-    inputs, dy, (dq, dk, dv, *sums) = grid.read(refs[:count]), refs[count], refs[count + 1 :]
-    sums = iter(sums)
-    dnorms, dbias = (next(sums) if given else None for given in (grid.normalises, grid.has_bias))
+def _backward_kernel(grid: _Grid, *refs):
+    *inputs, dy, dq, dkeys, dvalues, dnorms, dbias = refs
 
     @pl.when(pl.program_id(2) == 0)
     def _():
@@ -209,8 +228,8 @@ def _backward_kernel(grid: _Grid, count: int, *refs):
 
     for n in range(grid.block):
         rows = grid.rows(n)
-        *of_tokens, of_norms, of_bias = _backward_head(*grid.head(inputs, n), dy[rows])
-        for ref, value in zip((dq, dk, dv), of_tokens):
+        of_q, of_keys, of_values, of_norms, of_bias = _backward_head(*grid.head(n, *inputs), dy[rows])
+        for ref, value in zip((dq, *dkeys, *dvalues), (of_q, *of_keys, *of_values)):
             ref[rows] = value
         if dnorms is not None:
             dnorms[...] += of_norms
@@ -218,65 +237,60 @@ def _backward_kernel(grid: _Grid, count: int, *refs):
             dbias[n] += of_bias
 
 
-def _grid(heads, q, k, norms, bias, mask) -> _Grid:
-    return _Grid(
-        windows=q.shape[0],
-        queries=q.shape[2],
-        keys=k.shape[2],
-        heads=heads,
-        width=q.shape[1] // heads,
-        normalises=norms is not None,
-        has_bias=bias is not None,
-        has_mask=mask is not None,
-    )
+def _grid(heads, q, keys) -> _Grid:
+    lengths = tuple(k.shape[2] for k in keys)
+    return _Grid(windows=q.shape[0], queries=q.shape[2], lengths=lengths, heads=heads, width=q.shape[1] // heads)
 
 
-def _call(kernel, grid: _Grid, arrays, out_shape, out_specs, products: int, interpret: bool, name: str):
-    moved = sum(math.prod(array.shape) * array.dtype.itemsize for array in (*arrays, *jax.tree.leaves(out_shape)))
+def _call(kernel, grid: _Grid, inputs, in_specs, out_shape, out_specs, products: int, interpret: bool, name: str):
+    arrays = jax.tree.leaves((inputs, out_shape))
     return pl.pallas_call(
-        kernel,
+        functools.partial(kernel, grid),
         grid=grid.steps,
-        in_specs=grid.inputs() + [grid.tokens(grid.queries)] * (len(arrays) - len(grid.inputs())),
+        in_specs=in_specs,
         out_specs=out_specs,
         out_shape=out_shape,
-        cost_estimate=grid.cost(products, moved),
+        cost_estimate=grid.cost(products, moved=sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=('parallel', 'parallel', 'arbitrary'), vmem_limit_bytes=grid.limit
         ),
         interpret=interpret,
         name=name,
         metadata={'steps': str(math.prod(grid.steps))},  # for those who read the compiled program
-    )(*arrays)
+    )(*inputs)
+
+
+def _like(tree, *before: int):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*before, *x.shape), x.dtype), tree)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(heads: int, interpret: bool, q, k, v, norms, bias, mask):
-    grid = _grid(heads, q, k, norms, bias, mask)
-    arrays = [x for x in (q, k, v, norms, bias, mask) if x is not None]
-    kernel = functools.partial(_forward_kernel, grid)
-    shape = jax.ShapeDtypeStruct(q.shape, q.dtype)
-    return _call(kernel, grid, arrays, shape, grid.tokens(grid.queries), 2, interpret, 'window_attention')
+def _attention(heads: int, interpret: bool, *inputs):
+    """Of q, keys, values, norms, bias and mask."""
+    q, keys, _, *optional = inputs
+    grid = _grid(heads, q, keys)
+    of_inputs, of_y = grid.inputs(*optional), grid.tokens(grid.queries)
+    return _call(_forward_kernel, grid, inputs, of_inputs, _like(q), of_y, 2, interpret, 'window_attention')
 
 
 def _attention_backward(heads: int, interpret: bool, inputs, dy):
-    q, k, v, norms, bias, mask = inputs
-    grid = _grid(heads, q, k, norms, bias, mask)
-    arrays = [x for x in inputs if x is not None]
+    q, keys, values, norms, bias, mask = inputs
+    grid = _grid(heads, q, keys)
+    of_q, of_keys, of_values, *_ = of_inputs = grid.inputs(norms, bias, mask)
     blocks, halves, _ = grid.steps
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
-    specs = [grid.tokens(x.shape[2]) for x in (q, k, v)]
+    shapes = [*_like((q, keys, values)), _like(norms, halves, blocks), _like(bias, halves)]
+    specs = [of_q, of_keys, of_values, None, None]
     if norms is not None:
-        shapes.append(jax.ShapeDtypeStruct((halves, blocks, *norms.shape), jnp.float32))
-        specs.append(pl.BlockSpec((None, None, *norms.shape), lambda b, h, i: (h, b, 0, 0)))
+        specs[3] = pl.BlockSpec((None, None, *norms.shape), lambda b, h, i: (h, b, 0, 0))
     if bias is not None:
-        shapes.append(jax.ShapeDtypeStruct((halves, *bias.shape), bias.dtype))
-        specs.append(pl.BlockSpec((None, grid.block, *bias.shape[1:]), lambda b, h, i: (h, b, 0, 0)))
-    kernel = functools.partial(_backward_kernel, grid, len(arrays))
-    grads = _call(kernel, grid, [*arrays, dy], shapes, specs, 5, interpret, 'window_attention_gradient')
-    dq, dk, dv, *sums = grads
-    dbias = sums.pop().sum(0) if bias is not None else None
-    dnorms = sums.pop().sum((0, 1)) if norms is not None else None
-    return dq, dk, dv, dnorms, dbias, None if mask is None else jnp.zeros_like(mask)
+        specs[4] = pl.BlockSpec((None, grid.block, *bias.shape[1:]), lambda b, h, i: (h, b, 0, 0))
+    name = 'window_attention_gradient'
+    *of_tokens, dnorms, dbias = _call(
+        _backward_kernel, grid, (*inputs, dy), (*of_inputs, of_q), shapes, specs, 5, interpret, name
+    )
+    dnorms = None if norms is None else dnorms.sum((0, 1))
+    dbias = None if bias is None else dbias.sum(0)
+    return *of_tokens, dnorms, dbias, jax.tree.map(jnp.zeros_like, mask)
 
 
 def _attention_forward(heads: int, interpret: bool, *inputs):
@@ -299,17 +313,21 @@ def pays(queries: int, keys: int, heads: int, width: int) -> bool:
     """
     if platform() != 'tpu' or min(queries, keys) < _LANES:
         return False
-    return _Grid(1, queries, keys, heads, width, True, True, False).fits
+    return _Grid(1, queries, (keys,), heads, width).fits
 
 
-def window_attention(q_WEP, k_WEM, v_WEM, heads: int, norms_K4=None, bias_NMP=None, mask_WM=None, interpret=False):
+def window_attention(q_WEP, k_WEM, v_WEM, heads: int, norms_K4=None, bias_NMP=None, text=None, interpret=False):
     """(W, N K, P), (W, N K, M), (W, N K, M) -> (W, N K, P).
 
     Args:
         norms_K4: scale and bias of the norm of queries, then of keys, float32; None: no norm.
         bias_NMP: added to the logits, keys first, float32.
-        mask_WM: False where there is no key; each window has at least one.
+        text: more keys and values, and which of them there are: (W, N K, S), (W, N K, S), (W, S) of bool.
         interpret: runs anywhere, slowly.
     """
-    mask = None if mask_WM is None else jnp.where(mask_WM, 0.0, _ABSENT)[..., None].astype(jnp.float32)
-    return _attention(heads, interpret, q_WEP, k_WEM, v_WEM, norms_K4, bias_NMP, mask)
+    keys, values, mask = [k_WEM], [v_WEM], None
+    if text is not None:
+        k_WES, v_WES, there_WS = text
+        keys, values = [*keys, k_WES], [*values, v_WES]
+        mask = jnp.where(there_WS, 0.0, _ABSENT)[..., None].astype(jnp.float32)
+    return _attention(heads, interpret, q_WEP, keys, values, norms_K4, bias_NMP, mask)
