@@ -6,8 +6,8 @@ python -m walt.train_denoiser --config=configs/walt_t2v_base.py --workdir=runs/w
 Expected: zero-shot FVD 258.1 and IS 35.1 on UCF-101 (table 5), trained on 89M clips and 970M pictures. The paper prints
 a width of 9216, which would be 53B; 1792 with an MLP of 9216 is 3.09B.
 
-Cost, by `python -m walt.plan --config=configs/walt_t2v_base.py --topology=v5p:4x4x4`: 35.2 GiB on each of 64 chips,
-0.906 s a step, 64 to 74 % MFU, 8,854 chip-hours in all, without the tokenizer and the text encoder. Predicted: the run
+Cost, by `python -m walt.plan --config=configs/walt_t2v_base.py --topology=v5p:4x4x4`: 35.3 GiB on each of 64 chips,
+0.893 s a step, 65 to 75 % MFU, 8,729 chip-hours in all, without the tokenizer and the text encoder. Predicted: the run
 was not made.
 """
 

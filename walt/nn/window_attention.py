@@ -321,7 +321,7 @@ def window_attention(q_WEP, k_WEM, v_WEM, heads: int, norms_K4=None, bias_NMP=No
 
     Args:
         norms_K4: scale and bias of the norm of queries, then of keys, float32; None: no norm.
-        bias_NMP: added to the logits, keys first, float32.
+        bias_NMP: added to the logits, keys first and the text's last of them, float32.
         text: more keys and values, and which of them there are: (W, N K, S), (W, N K, S), (W, S) of bool.
         interpret: runs anywhere, slowly.
     """
