@@ -1,15 +1,22 @@
-"""The fused kernel, interpreted, against dense attention."""
+"""The fused kernel, interpreted, against dense attention; and that TPUs have room for it."""
+
+import importlib.util
+import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
 
+from walt import build
 from walt.nn import attention, window_attention
 from walt.nn.attention import Attention, CrossAttention
 from walt.parallel.mesh import make_mesh
 from walt.planning.flops import flops
 from walt.planning.program import program
+from walt.planning.topology import compile_for_tpu, topology
 
 HEADS, WIDTH = 2, 8
 
@@ -124,6 +131,7 @@ def test_a_block_has_as_many_heads_as_memory_allows():
         return window_attention._Grid(1, tokens, (tokens,), heads, width).block
 
     assert [block(256, 16, 72), block(320, 16, 112), block(448, 16, 112), block(560, 16, 112)] == [8, 8, 8, 4]
+    assert block(560, 16, 64) == 4
     assert (block(256, 12, 64), block(256, 2, 64), block(1024, 16, 64)) == (6, 2, 2)
 
 
@@ -147,3 +155,43 @@ def test_on_cpus_and_for_small_windows_attention_stays_dense():
         assert window_attention.pays(256, 256, 16, 72) and window_attention.pays(320, 384, 16, 72)
         assert window_attention.pays(1024, 1024, 16, 64)
         assert not window_attention.pays(64, 256, 16, 72) and not window_attention.pays(4096, 4096, 16, 72)
+
+
+def windows_of_the_configurations():
+    """{(tokens of a window, of a text beside it, heads, their width)}: all kernels of the paper's models."""
+    found = set()
+    for path in (Path(__file__).parents[2] / 'configs').glob('walt_*.py'):
+        fields = importlib.import_module(f'configs.{path.stem}').get_config().denoiser.to_dict()
+        if fields['name'] == 'walt':
+            walt = build.denoiser(fields, 'bfloat16')
+            for window in walt.windows.values():
+                found.add((math.prod(window), 0, walt.heads, walt.width // walt.heads))
+            for window in walt._text_windows if walt.text_shape else ():
+                found.add((math.prod(window), walt.text_shape[0], walt.heads, walt.width // walt.heads))
+    return sorted(found)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason="needs libtpu: pip install -e '.[tpu]'")
+@pytest.mark.parametrize('chip', ['v5p:2x2x1', 'v6e:2x2'])
+@pytest.mark.parametrize('tokens, text, heads, width', windows_of_the_configurations())
+def test_the_windows_of_every_configuration_fit_into_a_core(tokens, text, heads, width, chip):
+    where = SingleDeviceSharding(topology(chip).devices()[0])
+
+    def array(*shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+    def of_each(length):
+        return array(8, heads * width, length)  # of fewer windows none is fetched ahead
+
+    norms = array(width, 4, dtype=jnp.float32)
+    bias = None if text else array(heads, tokens, tokens, dtype=jnp.float32)
+    beside = (of_each(text), of_each(text), array(8, text, dtype=jnp.bool_)) if text else None
+
+    def loss(q, k, v, norms, bias, text):
+        y = window_attention.window_attention(q, k, v, heads, norms, bias, text)
+        return jnp.square(y).sum().astype(jnp.float32)
+
+    q = of_each(tokens)
+    gradient = jax.grad(loss, argnums=(0, 1, 2, 3), allow_int=True)
+    assert compile_for_tpu(gradient, q, q, q, norms, bias, beside).fits

@@ -39,9 +39,9 @@ from walt.nn.norm import EPSILON
 _ROWS = 16
 _LANES = 128
 _HEADS = 8
-# Arrays as large as the logits of a head: for each head of a block twice the bias and its gradient, and what the
+# Arrays as large as the logits of a head: for each head of a block twice the bias and its gradient, and those that the
 # backward pass holds at a time. Arrays as large as the tokens of a block: q, k, v and four gradients, twice.
-_LOGITS, _TOKENS = 4, 14
+_LOGITS, _HELD, _TOKENS = 4, 6, 14
 _ABSENT = -1e30
 # Bytes of VMEM that a kernel may take.
 _VMEM = 60 * 2**20
@@ -155,7 +155,7 @@ class _Grid:
         """Of VMEM, about, that the backward pass takes."""
         queries, keys = (-(-length // _LANES) * _LANES for length in (self.queries, self.keys))
         logits, tokens = 4 * self.keys * queries, 2 * block * self.width * max(queries, keys)
-        return _LOGITS * (1 + block) * logits + _TOKENS * tokens
+        return (_LOGITS * block + _HELD) * logits + _TOKENS * tokens
 
     @property
     def limit(self) -> int:
