@@ -6,8 +6,8 @@ python -m walt.train_denoiser --config=configs/walt_t2v_base_9x16.py --workdir=r
 
 Expected: no figure is published. Positions, absolute and relative, are interpolated, and windows grow with the frame.
 
-Cost, by `python -m walt.plan --config=configs/walt_t2v_base_9x16.py --topology=v5p:4x4x4`: 62.2 GiB on each of 64
-chips, 1.83 s a step, 56 to 70 % MFU, 8,115 chip-hours in all, without the tokenizer and the text encoder. Predicted:
+Cost, by `python -m walt.plan --config=configs/walt_t2v_base_9x16.py --topology=v5p:4x4x4`: 62.1 GiB on each of 64
+chips, 1.82 s a step, 57 to 70 % MFU, 8,073 chip-hours in all, without the tokenizer and the text encoder. Predicted:
 the run was not made.
 """
 

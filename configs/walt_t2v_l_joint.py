@@ -7,8 +7,8 @@ Expected: zero-shot FVD 344.5 and IS 31.7 on UCF-101 (table 5; clips alone: 598.
 `captions.json`. Optimizer, steps and the share of pictures are not given for this model; those of its size in table 8
 are taken, and as many stacks of pictures as clips.
 
-Cost, by `python -m walt.plan --config=configs/walt_t2v_l_joint.py --topology=v5p:4x4x4`: 31.6 GiB on each of 64 chips,
-0.163 s a step, 49 to 61 % MFU, 797 chip-hours in all, without the tokenizer and the text encoder. Predicted: the run
+Cost, by `python -m walt.plan --config=configs/walt_t2v_l_joint.py --topology=v5p:4x4x4`: 31.5 GiB on each of 64 chips,
+0.159 s a step, 50 to 63 % MFU, 776 chip-hours in all, without the tokenizer and the text encoder. Predicted: the run
 was not made.
 """
 

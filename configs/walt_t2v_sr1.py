@@ -7,8 +7,8 @@ python -m walt.sample --cascade=runs/walt_t2v_base_9x16,runs/walt_t2v_sr1,runs/w
 Expected: no figure is published. 1.30B parameters, the paper says 1.3B. How noisy the low-resolution latents are is not
 said: times up to 0.25 in training, 0.05 in sampling.
 
-Cost, by `python -m walt.plan --config=configs/walt_t2v_sr1.py --topology=v5p:4x4x4`: 37.9 GiB on each of 64 chips,
-0.933 s a step, 47 to 60 % MFU, 11,192 chip-hours in all, without the tokenizer and the text encoder. Predicted: the run
+Cost, by `python -m walt.plan --config=configs/walt_t2v_sr1.py --topology=v5p:4x4x4`: 38.0 GiB on each of 64 chips,
+0.927 s a step, 47 to 61 % MFU, 11,124 chip-hours in all, without the tokenizer and the text encoder. Predicted: the run
 was not made.
 """
 

@@ -6,8 +6,8 @@ python -m walt.sample --cascade=runs/walt_t2v_base_9x16,runs/walt_t2v_sr1,runs/w
 
 Expected: no figure is published. Patches of 4, as table 8 says (the text says 2): all stages have 5x16x28 tokens.
 
-Cost, by `python -m walt.plan --config=configs/walt_t2v_sr2.py --topology=v5p:4x8x8`: 18.7 GiB on each of 256 chips,
-0.0993 s a step, 36 to 46 % MFU, 1,942 chip-hours in all, without the tokenizer and the text encoder. Predicted: the run
+Cost, by `python -m walt.plan --config=configs/walt_t2v_sr2.py --topology=v5p:4x8x8`: 18.8 GiB on each of 256 chips,
+0.0991 s a step, 36 to 46 % MFU, 1,938 chip-hours in all, without the tokenizer and the text encoder. Predicted: the run
 was not made.
 """
 
